@@ -1,0 +1,1 @@
+"""Allocators: which token-latent pairs are active. One file per variant."""

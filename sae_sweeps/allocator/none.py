@@ -1,0 +1,30 @@
+"""No allocator: every latent with a positive activation is active; sparsity comes from a penalty."""
+
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+
+
+@final
+class NoAllocator(Allocator):
+    """S = 1."""
+
+    sets_budget: ClassVar[bool] = False
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__()
+
+    def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
+        return Selection(None)
+
+    def observe(self, step: Step, progress: Progress) -> None:
+        pass
+
+    def inference(self) -> Inference:
+        return Inference(k=None, threshold=None)
+
+    def rescale(self, factor: float) -> None:
+        pass

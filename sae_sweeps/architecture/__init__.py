@@ -1,0 +1,1 @@
+"""Architectures: how activations are encoded, decoded and penalised. One file per variant."""

@@ -1,0 +1,86 @@
+"""Gated: one path decides which latents are active, a tied one how strongly (arXiv 2404.16014)."""
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sae_sweeps.architecture import weights
+from sae_sweeps.architecture.coefficient import Coefficient
+from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.sparse import decode
+
+
+@final
+class Gated(Architecture):
+    """acts = 1[gate > 0] * S * relu(magnitude), both linear in x - b_dec and tied by exp(r_mag).
+
+    gate = (x - b_dec) W_enc + b_gate; magnitude = exp(r_mag) * (gate - b_gate) + b_mag.
+    The penalty is l1_coef * sum(relu(gate)) plus the auxiliary reconstruction from relu(gate)
+    through the detached decoder, whose `b_dec` is detached as well; no gradient passes the
+    indicator. With an allocator S ranks the gate (our definition, unpublished).
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        allocator: Allocator,
+        *,
+        encoder_scale: float,
+        l1_coef: float | Literal["auto"],
+        target_l0: float,
+    ) -> None:
+        super().__init__()
+        weights.create(self, d_in, d_sae)
+        self.b_gate = nn.Parameter(torch.zeros(d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(d_sae))
+        self.allocator = allocator
+        self.encoder_scale = encoder_scale
+        self.l1_coef = Coefficient(l1_coef, target_l0, allocator.sets_budget)
+
+    def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
+        weights.draw(self, generator, mean, self.encoder_scale)
+
+    def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
+        shared = weights.project(self, x, torch.zeros_like(self.b_gate))
+        gate = shared + self.b_gate
+        affinities = gate.detach()
+        selection = self.allocator(affinities)
+        magnitude = self.r_mag.exp() * shared + self.b_mag
+        acts = selection.of(torch.where(gate > 0, magnitude, 0.0))
+        recon = decode(acts, self.W_dec) + self.b_dec
+        budgeted = self.allocator.sets_budget
+        return Step(x, gate, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+
+    def penalty(self, step: Step) -> Float[Tensor, ""]:
+        gate_acts = step.selection.of(step.pre_acts)
+        aux_recon = decode(gate_acts, self.W_dec.detach()) + self.b_dec.detach()
+        aux = (step.x - aux_recon).pow(2).sum()
+        return (self.l1_coef.value * gate_acts.values.sum() + aux) / step.x.shape[0]
+
+    @torch.no_grad()
+    def observe(self, step: Step, progress: Progress) -> None:
+        self.allocator.observe(step, progress)
+        self.l1_coef.observe(step, progress)
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"train/l1_coef": self.l1_coef.value.item()}
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        for bias in (self.b_gate, self.b_mag, self.b_dec):
+            bias *= factor
+        self.allocator.rescale(factor)
+
+    def saelens(self) -> SAELensWeights | None:
+        rule = self.allocator.inference()
+        if rule.k is not None:
+            return None
+        names = ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag")
+        tensors = {name: getattr(self, name).detach() for name in names}
+        if rule.threshold is not None:
+            tensors["b_gate"] = self.b_gate.detach() - rule.threshold.clamp(min=0)
+        return SAELensWeights("gated", tensors, {})

@@ -1,0 +1,129 @@
+"""JumpReLU: a learnt threshold per latent, trained by straight-through estimators (arXiv 2407.14435)."""
+
+import math
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sae_sweeps.architecture import weights
+from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.sparse import decode
+
+
+class Jump(torch.autograd.Function):
+    """u * 1[u > theta]; its theta-gradient is -(theta / bandwidth) * 1[|u - theta| < bandwidth / 2]."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(u, theta)
+        ctx.bandwidth = bandwidth
+        return torch.where(u > theta, u, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        u, theta = ctx.saved_tensors
+        near = (u - theta).abs() < ctx.bandwidth / 2
+        theta_grad = torch.where(near, grad, 0.0).sum(0) * (-theta / ctx.bandwidth)
+        return torch.where(u > theta, grad, 0.0), theta_grad, None
+
+
+class Active(torch.autograd.Function):
+    """1[u > theta]; its theta-gradient is -(1 / bandwidth) * 1[|u - theta| < bandwidth / 2]."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(u, theta)
+        ctx.bandwidth = bandwidth
+        return (u > theta).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        (grad,) = grads
+        u, theta = ctx.saved_tensors
+        near = (u - theta).abs() < ctx.bandwidth / 2
+        return None, torch.where(near, grad, 0.0).sum(0) * (-1 / ctx.bandwidth), None
+
+
+@final
+class JumpReLU(Architecture):
+    """acts = S * u * 1[u > theta] with u = (x - b_dec) W_enc + b_enc and theta = exp(log_threshold).
+
+    The penalty is l0_coef * (L0 / target_l0 - 1)^2, whose straight-through gradient reaches theta
+    from every pre-activation within half a bandwidth, below the threshold too. "auto" is 1, or 0
+    where an allocator sets the budget; the allocator then ranks u * 1[u > theta]. Adam moves log_threshold
+    by at most lr a step, too little to reach theta in a short run: hence `threshold_lr_factor`.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        allocator: Allocator,
+        *,
+        encoder_scale: float,
+        l0_coef: float | Literal["auto"],
+        target_l0: float,
+        bandwidth: float,
+        initial_threshold: float,
+        threshold_lr_factor: float,
+    ) -> None:
+        super().__init__()
+        weights.create(self, d_in, d_sae)
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.log_threshold = nn.Parameter(torch.full((d_sae,), math.log(initial_threshold)))
+        self.allocator = allocator
+        self.encoder_scale, self.bandwidth, self.target_l0 = encoder_scale, bandwidth, target_l0
+        self.threshold_lr_factor = threshold_lr_factor
+        self.l0_coef = float(not allocator.sets_budget) if l0_coef == "auto" else l0_coef
+
+    def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
+        weights.draw(self, generator, mean, self.encoder_scale)
+
+    def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
+        pre_acts = weights.project(self, x, self.b_enc)
+        jumped = Jump.apply(pre_acts, self.log_threshold.exp(), self.bandwidth)
+        affinities = jumped.detach()
+        selection = self.allocator(affinities)
+        acts = selection.of(jumped)
+        recon = decode(acts, self.W_dec) + self.b_dec
+        budgeted = self.allocator.sets_budget
+        return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+
+    def penalty(self, step: Step) -> Float[Tensor, ""]:
+        if self.l0_coef == 0:
+            return step.x.new_zeros(())
+        active = Active.apply(step.pre_acts, self.log_threshold.exp(), self.bandwidth)
+        l0 = active.sum() / step.x.shape[0]
+        return self.l0_coef * (l0 / self.target_l0 - 1) ** 2
+
+    @torch.no_grad()
+    def observe(self, step: Step, progress: Progress) -> None:
+        self.allocator.observe(step, progress)
+
+    def lr_factors(self) -> dict[str, float]:
+        return {"log_threshold": self.threshold_lr_factor}
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"train/threshold_mean": self.log_threshold.exp().mean().item()}
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        for bias in (self.b_enc, self.b_dec):
+            bias *= factor
+        self.log_threshold += math.log(factor)
+        self.bandwidth *= factor
+        self.allocator.rescale(factor)
+
+    def saelens(self) -> SAELensWeights | None:
+        rule = self.allocator.inference()
+        if rule.k is not None:
+            return None
+        names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        tensors = {name: getattr(self, name).detach() for name in names}
+        threshold = self.log_threshold.detach().exp()
+        if rule.threshold is not None:
+            threshold = torch.maximum(threshold, rule.threshold)
+        return SAELensWeights("jumprelu", tensors | {"threshold": threshold}, {})

@@ -1,0 +1,42 @@
+"""The weights that every architecture has: creation, first values, encoding, the decoder's unit norm."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae_sweeps.interfaces import Architecture
+
+
+def create(sae: Architecture, d_in: int, d_sae: int) -> None:
+    """Register `W_enc`, `W_dec` and `b_dec` as parameters, values yet to be drawn."""
+    sae.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
+    sae.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
+    sae.b_dec = nn.Parameter(torch.zeros(d_in))
+
+
+@torch.no_grad()
+def draw(
+    sae: Architecture,
+    generator: torch.Generator,
+    mean: Float[Tensor, " d_in"],
+    encoder_scale: float,
+) -> None:
+    """Draw unit-norm decoder rows; the encoder starts as their transpose times `encoder_scale`.
+
+    `b_dec` starts at the mean activation. Tied first values are usual since arXiv 2406.04093;
+    a scale below 1 keeps the first reconstructions from overshooting where latents overlap.
+    """
+    rows = torch.randn(sae.W_dec.shape, generator=generator)
+    sae.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+    sae.W_enc.copy_(sae.W_dec.T * encoder_scale)
+    sae.b_dec.copy_(mean)
+
+
+def project(
+    sae: Architecture, x: Float[Tensor, "batch d_in"], bias: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "batch d_sae"]:
+    """(x - b_dec) @ W_enc + bias, with `b_dec` folded into the bias.
+
+    Folding makes its gradient a matrix-vector product instead of one more product of batch size.
+    """
+    return torch.addmm(bias - sae.b_dec @ sae.W_enc, x, sae.W_enc)

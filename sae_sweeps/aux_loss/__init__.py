@@ -1,0 +1,1 @@
+"""Auxiliary losses: what revives dead latents. One file per variant."""

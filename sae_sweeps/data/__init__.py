@@ -1,0 +1,1 @@
+"""Data: token rows, split by document. One file per variant."""

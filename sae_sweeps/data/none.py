@@ -1,0 +1,20 @@
+"""No data: for target models that bring their activations along."""
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_sweeps.interfaces import Data
+
+
+@final
+class NoData(Data):
+    """No rows."""
+
+    def __init__(self) -> None:
+        pass
+
+    def rows(self, split: Literal["train", "held_out"]) -> Int[Tensor, "rows seq"]:
+        return torch.zeros(0, 0, dtype=torch.int64)

@@ -1,0 +1,57 @@
+"""Writes a file whole or not at all: beside its place, flushed to disk, then renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path`; a crash leaves the old file or the new one, never half of one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Put `obj` at `path` as indented JSON; nan and infinity are refused."""
+    write_text(path, json.dumps(obj, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path, None, None]:
+    """Give a temporary path beside `path` that takes its place when the block ends well.
+
+    For writers that want a path themselves (pictures, weights). The folder is made if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays, since some writers choose their format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp gives 0600, which others could not read
+        _to_disk(temporary)
+        temporary.replace(path)
+        _to_disk(path.parent)  # without this a power cut may forget the rename
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Flush a file's or a folder's contents past the operating system's cache."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """Read the process's file-creation mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

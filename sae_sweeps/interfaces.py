@@ -1,0 +1,243 @@
+"""What the parts of a run agree on: the step's record, sparse activations, and the abstract classes of the groups.
+
+Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d_sae` latents,
+`n` listed activations, `rows`/`seq` token rows and their length.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SparseActs:
+    """The activations of a batch: token-latent-value triples ordered by token, dense on demand.
+
+    Without an allocator half of all latents can be active early in training; such a batch is held
+    as its matrix, because there a dense product is faster. Who reads it need not know which.
+    """
+
+    shape: tuple[int, int]
+    """(batch, d_sae)"""
+    flat: Int[Tensor, " n"] | None
+    """token * d_sae + latent of each triple, ascending; None where `values` is the whole matrix"""
+    values: Float[Tensor, " n"] | Float[Tensor, "batch d_sae"]
+    """non-negative activations; entries with value 0 are listed but not active"""
+
+    @property
+    def tokens(self) -> Int[Tensor, " n"]:
+        """Token of each triple."""
+        return torch.div(self._indices, self.shape[1], rounding_mode="floor")
+
+    @property
+    def latents(self) -> Int[Tensor, " n"]:
+        """Latent of each triple."""
+        return self._indices % self.shape[1]
+
+    @property
+    def _indices(self) -> Int[Tensor, " n"]:
+        if self.flat is None:
+            return self.values.flatten().nonzero().squeeze(1)
+        return self.flat
+
+    def dense(self) -> Float[Tensor, "batch d_sae"]:
+        """The activations as a matrix."""
+        if self.flat is None:
+            return self.values
+        zeros = self.values.new_zeros(self.shape[0] * self.shape[1])
+        return zeros.scatter(0, self.flat, self.values).view(self.shape)
+
+    def l0_per_token(self) -> Int[Tensor, " batch"]:
+        """Active latents of each token: strictly positive activations."""
+        if self.flat is None:
+            return (self.values > 0).sum(1)
+        return torch.bincount(self.tokens[self.values > 0], minlength=self.shape[0])
+
+    def tokens_per_latent(self) -> Int[Tensor, " d_sae"]:
+        """Tokens on which each latent is active."""
+        if self.flat is None:
+            return (self.values > 0).sum(0)
+        return torch.bincount(self.latents[self.values > 0], minlength=self.shape[1])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which token-latent pairs an allocator lets through."""
+
+    flat: Int[Tensor, " n"] | None
+    """token * d_sae + latent, ascending; None lets everything through"""
+
+    def of(self, values: Float[Tensor, "batch d_sae"]) -> SparseActs:
+        """The rectified `values` at the selected pairs, differentiable in `values`."""
+        shape = (values.shape[0], values.shape[1])
+        if self.flat is None:
+            return SparseActs(shape, None, values.relu())
+        return SparseActs(shape, self.flat, values.flatten().gather(0, self.flat).relu())
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything that one forward pass produced. Losses, metrics and tracking read it and change nothing."""
+
+    x: Float[Tensor, "batch d_in"]
+    """scaled activations"""
+    pre_acts: Float[Tensor, "batch d_sae"]
+    """before rectifier, threshold and allocator"""
+    affinities: Float[Tensor, "batch d_sae"]
+    """detached: what the allocator ranked"""
+    selection: Selection
+    acts: SparseActs
+    recon: Float[Tensor, "batch d_in"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    dead: Bool[Tensor, " d_sae"]
+    """silent for the last `training.dead_window_tokens` tokens"""
+    budgeted: bool
+    """an allocator set the number of active latents"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is after a step."""
+
+    tokens: int
+    """tokens trained on, this batch included"""
+    tokens_total: int
+    lr: float
+    """learning rate of the step"""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an allocator decides without a batch: per-token top-k, or a threshold per latent, or neither."""
+
+    k: int | None
+    threshold: Float[Tensor, " d_sae"] | None
+    """a latent is active where its affinity is strictly above; +inf for one that never fired"""
+
+
+@dataclass(frozen=True)
+class SAELensWeights:
+    """A trained SAE in SAELens' terms: architecture name, its tensors, and further `cfg.json` keys."""
+
+    architecture: str
+    tensors: dict[str, Tensor]
+    cfg: dict[str, int | bool]
+
+
+class Allocator(nn.Module, ABC):
+    """Chooses which token-latent pairs are active.
+
+    In training mode it ranks the whole batch; in evaluation mode each token is decided on its own.
+    All running state is in buffers.
+    """
+
+    sets_budget: ClassVar[bool]
+    """whether it fixes the number of active latents; then sparsity penalties are off by default"""
+
+    @abstractmethod
+    def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
+        """Select pairs; the selection carries no gradient."""
+
+    @abstractmethod
+    def observe(self, step: Step, progress: Progress) -> None:
+        """Update running state after a training step."""
+
+    @abstractmethod
+    def inference(self) -> Inference:
+        """The batch-free rule that evaluation mode applies."""
+
+    @abstractmethod
+    def rescale(self, factor: float) -> None:
+        """Adapt thresholds to inputs multiplied by `factor`."""
+
+
+class Architecture(nn.Module, ABC):
+    """An SAE: encoder, allocator, decoder, and the penalty that keeps it sparse."""
+
+    W_enc: nn.Parameter
+    """[d_in, d_sae]"""
+    W_dec: nn.Parameter
+    """[d_sae, d_in]; rows have unit norm"""
+    b_dec: nn.Parameter
+    """[d_in]; subtracted from the input, added to the reconstruction"""
+    allocator: Allocator
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
+        """Draw the weights; `mean` of the scaled activations is the first `b_dec`."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
+        """Encode, allocate, decode."""
+
+    @abstractmethod
+    def penalty(self, step: Step) -> Float[Tensor, ""]:
+        """What is added to the reconstruction loss, auxiliary losses aside."""
+
+    @abstractmethod
+    def observe(self, step: Step, progress: Progress) -> None:
+        """Update running state after a training step: the allocator's, the penalty coefficient's."""
+
+    def lr_factors(self) -> dict[str, float]:
+        """Parameters whose learning rate is a multiple of the common one."""
+        return {}
+
+    @abstractmethod
+    def diagnostics(self) -> dict[str, float]:
+        """Scalars worth logging beside the common ones, by their tracker key."""
+
+    @abstractmethod
+    def rescale(self, factor: float) -> None:
+        """Change biases and thresholds in place so that inputs multiplied by `factor` are encoded alike."""
+
+    @abstractmethod
+    def saelens(self) -> SAELensWeights | None:
+        """The weights in SAELens' layout; None where SAELens has no such inference rule."""
+
+
+class AuxLoss(nn.Module, ABC):
+    """A loss beside reconstruction and penalty."""
+
+    @abstractmethod
+    def forward(self, step: Step) -> Float[Tensor, ""]:
+        """The loss, coefficient included."""
+
+
+class Data(ABC):
+    """Token rows of a data set, split by document into training and held-out rows."""
+
+    @abstractmethod
+    def rows(self, split: str) -> Int[Tensor, "rows seq"]:
+        """All rows of `train` or `held_out`; each begins with the BOS token."""
+
+
+Splice = Callable[[Float[Tensor, "rows seq d_in"]], Float[Tensor, "rows seq d_in"]]
+
+
+class TargetModel(ABC):
+    """Where activations come from: rows of training and held-out activations by index."""
+
+    d_in: int
+    tokens_per_row: int
+    has_loss: bool
+    """whether `ce` can be asked for"""
+    device: torch.device
+    description: dict[str, str | int | bool | None]
+    """what SAELens metadata and reports say of it: model_name, hook_name, context_size, …"""
+
+    @abstractmethod
+    def row_count(self, split: str) -> int:
+        """Rows of `train` or `held_out`."""
+
+    @abstractmethod
+    def activations(self, split: str, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
+        """Unscaled activations of the given rows in order, BOS positions dropped."""
+
+    @abstractmethod
+    def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
+        """Next-token cross-entropy (nats) of held-out rows with the hooked activation replaced by `splice` of it."""

@@ -1,0 +1,1 @@
+"""Where packs run: the sweeper that expands a command, the launcher and its display."""

@@ -1,0 +1,97 @@
+"""Every figure that runs are compared by, defined once, as pure functions. Version 1.
+
+Sums are taken over all tokens before dividing; ratios of batches are never averaged.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+METRICS_VERSION = 1
+
+RARE = ("1e-4", "1e-5", "1e-6")
+"""densities below which the fraction of latents is reported"""
+
+HISTOGRAM_EDGES = tuple(-6 + 0.25 * step for step in range(25))
+"""log10 density, from 1e-6 to 1"""
+
+MIN_ABLATION_COST = 0.1
+"""nats; where removing the activation costs less, "recovered" would divide by noise"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What evaluation needs of each token and latent."""
+
+    l0: Float[Tensor, " tokens"]
+    """active latents"""
+    error: Float[Tensor, " tokens"]
+    """||x - recon||^2"""
+    spread: Float[Tensor, " tokens"]
+    """||x - mean(x)||^2, the mean over all tokens measured"""
+    cosine: Float[Tensor, " tokens"]
+    """between x and recon"""
+    fired: Int[Tensor, " d_sae"]
+    """tokens on which each latent was active"""
+
+
+def fvu(error: Float[Tensor, " tokens"], spread: Float[Tensor, " tokens"]) -> float:
+    """Fraction of variance unexplained: sum ||x - recon||^2 / sum ||x - mean||^2."""
+    return (error.double().sum() / spread.double().sum()).item()
+
+
+def dead_frac(fired: Int[Tensor, " d_sae"]) -> float:
+    """Fraction of latents that were active on no token; always to be read with the number of tokens."""
+    return (fired == 0).double().mean().item()
+
+
+def summary(measured: Measured, d_in: int, scale: float) -> dict[str, float]:
+    """The scalars of `result.json`; `mse` per dimension, in the unscaled units of the activations."""
+    tokens = len(measured.l0)
+    density = measured.fired.double() / tokens
+    l0 = measured.l0.double()
+    low, median, high = l0.quantile(l0.new_tensor([0.05, 0.5, 0.95])).tolist()
+    return {
+        "l0": l0.mean().item(),
+        "l0_p5": low,
+        "l0_median": median,
+        "l0_p95": high,
+        "l0_max": l0.max().item(),
+        "fvu": fvu(measured.error, measured.spread),
+        "mse": measured.error.double().mean().item() / d_in / scale**2,
+        "cosine": measured.cosine.double().mean().item(),
+        "dead_frac": dead_frac(measured.fired),
+    } | {f"below_{rare}": (density < float(rare)).double().mean().item() for rare in RARE}
+
+
+def fvu_by_l0_decile(measured: Measured) -> list[dict[str, float]]:
+    """FVU and mean L0 of ten equal groups of tokens, from the lowest L0 to the highest.
+
+    Shows whether tokens that are given more latents need them: the point of adaptive allocation.
+    """
+    order = measured.l0.argsort(stable=True)
+    return [
+        {
+            "l0": measured.l0[group].double().mean().item(),
+            "fvu": fvu(measured.error[group], measured.spread[group]),
+        }
+        for group in order.tensor_split(10)
+        if len(group)
+    ]
+
+
+def density_histogram(measured: Measured) -> dict[str, list[float]]:
+    """Latents by log10 firing density; the first bin also holds those that never fired."""
+    density = (measured.fired.double() / len(measured.l0)).clamp(min=10 ** HISTOGRAM_EDGES[0])
+    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64, device=density.device)
+    bins = torch.bucketize(density.log10(), edges, right=True) - 1
+    counts = torch.bincount(bins.clamp(max=len(edges) - 2), minlength=len(edges) - 1)
+    return {"log10_edges": list(HISTOGRAM_EDGES), "counts": counts.tolist()}
+
+
+def ce_recovered(clean: float, spliced: float, ablated: float) -> float | None:
+    """(ablated - spliced) / (ablated - clean); None where ablation costs less than 0.1 nat."""
+    cost = ablated - clean
+    return (ablated - spliced) / cost if cost >= MIN_ABLATION_COST else None

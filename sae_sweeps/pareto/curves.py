@@ -1,0 +1,85 @@
+"""Names the curves of a sweep: a method, and the options that part its runs besides the dial."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+NOT_TRAINING = re.compile(r"name|device|(.+\.)?seed|tracking\..*|evaluation\..*")
+"""Options that replicates may differ in."""
+DIAL = re.compile(r"k|architecture\.\w+_coef")
+"""Options that move a run along its curve: the budget, or a penalty's fixed coefficient."""
+ABSENT = "absent"
+
+Options = dict[str, str]
+"""Dotted option path to its value as JSON."""
+
+
+def names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Name each run's curve, given its label and config: `gated`, or `gated, d_sae=2048`."""
+    options = [dict(_flat(config)) for _, config in runs]
+    found = [label for label, _ in runs]
+    for label in set(found):
+        members = [index for index, (own, _) in enumerate(runs) if own == label]
+        parting = _parting([options[index] for index in members])
+        for index in members:
+            found[index] = ", ".join([label, *_describe(options[index], parting)])
+    return found
+
+
+def setting(config: Mapping[str, Any]) -> str:
+    """Give what replicates have in common: all options that act on training, seeds left out."""
+    return json.dumps(dict(_flat(config)), sort_keys=True)
+
+
+def order(curve: str) -> list[tuple[int, str, float]]:
+    """Sort curves by name, and numbers in names by value."""
+    parts = re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|\D+", curve)
+    return [(1, "", float(part)) if part[0].isdigit() else (0, part, 0.0) for part in parts]
+
+
+def _parting(runs: Sequence[Options]) -> list[str]:
+    """Choose the options that part runs of one label; what follows from the others is left out.
+
+    An option whose value is a function of `k` (the budget, a penalty's target) follows from it.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run if not DIAL.fullmatch(key))
+    chosen: list[str] = []
+    for key in sorted(keys, key=_plainness):
+        known = ["k", *chosen]
+        if not _follows(key, known, runs):
+            chosen.append(key)
+    return chosen
+
+
+def _follows(key: str, known: Sequence[str], runs: Sequence[Options]) -> bool:
+    """Say whether equal values of `known` always mean equal values of `key`."""
+    seen: dict[tuple[str, ...], str] = {}
+    for run in runs:
+        place = tuple(run.get(name, ABSENT) for name in known)
+        value = run.get(key, ABSENT)
+        if seen.setdefault(place, value) != value:
+            return False
+    return True
+
+
+def _plainness(key: str) -> tuple[int, bool]:
+    """Prefer what a user sets (`d_sae`, `training.lr`) to what is derived from it."""
+    return key.count("."), not key.startswith(("training.", "stream."))
+
+
+def _describe(options: Options, keys: Sequence[str]) -> Iterator[str]:
+    for key in keys:
+        short = key.rpartition(".")[2]
+        alone = sum(other.rpartition(".")[2] == short for other in keys) == 1
+        value = options.get(key, ABSENT).strip('"')
+        yield f"{short if alone else key}={value}"
+
+
+def _flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Walk the options that act on training as dotted paths and JSON values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        elif not NOT_TRAINING.fullmatch(f"{path}{key}"):
+            yield f"{path}{key}", json.dumps(value)

@@ -1,0 +1,79 @@
+"""Frontiers of sparsity against quality, and curves compared at matched L0."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
+from operator import itemgetter
+from statistics import fmean
+
+from sae_sweeps.pareto.points import Point, Setting, settings
+
+
+def non_dominated(xs: Sequence[float | None], ys: Sequence[float | None]) -> list[bool]:
+    """Mark the points that no other beats, both coordinates minimised.
+
+    A point is beaten by one that is no worse in both and better in one; equal points do not beat
+    each other. Points with a coordinate that is absent or not a number take no part.
+    """
+    known = [
+        (x, y, index)
+        for index, (x, y) in enumerate(zip(xs, ys, strict=True))
+        if x is not None and y is not None and not math.isnan(x) and not math.isnan(y)
+    ]
+    marks = [False] * len(xs)
+    lowest: float | None = None
+    for _, column in groupby(sorted(known), key=itemgetter(0)):
+        members = list(column)
+        low = members[0][1]
+        if lowest is None or low < lowest:
+            lowest = low
+            for _, y, index in members:
+                marks[index] = y == low
+    return marks
+
+
+def frontier(
+    found: Sequence[Setting], measure: str = "fvu", *, maximise: bool = False
+) -> list[Setting]:
+    """Keep the settings on the frontier of least L0 and best `measure`, means over seeds."""
+    values = [setting.mean(measure) for setting in found]
+    if maximise:
+        values = [None if value is None else -value for value in values]
+    marks = non_dominated([setting.mean("l0") for setting in found], values)
+    return [setting for setting, mark in zip(found, marks, strict=True) if mark]
+
+
+def fvu_at_l0(points: Sequence[Point], l0: float) -> float | None:
+    """Interpolate a curve's FVU, linear in log L0 between means over seeds; None outside it."""
+    return _at(_vertices(settings(points)), l0)
+
+
+def matched(
+    curves: Mapping[str, Sequence[Setting]], l0s: Sequence[float]
+) -> tuple[list[float], dict[str, list[float | None]]]:
+    """Compare FVU at equal L0s, at those that most of the curves reach (and at least two)."""
+    vertices = {curve: _vertices(found) for curve, found in curves.items()}
+    reached = {l0: [_at(places, l0) for places in vertices.values()] for l0 in l0s}
+    enough = max(2, len(curves) // 2 + 1)
+    kept = [l0 for l0 in l0s if sum(value is not None for value in reached[l0]) >= enough]
+    return kept, {
+        curve: [reached[l0][index] for l0 in kept] for index, curve in enumerate(vertices)
+    }
+
+
+def _vertices(found: Sequence[Setting]) -> list[tuple[float, float]]:
+    """Give a curve's (L0, FVU), sorted; settings of one L0 are averaged."""
+    at: dict[float, list[float]] = {}
+    for setting in found:
+        l0, fvu = setting.mean("l0"), setting.mean("fvu")
+        if l0 is not None and fvu is not None and l0 > 0:
+            at.setdefault(l0, []).append(fvu)
+    return sorted((l0, fmean(fvus)) for l0, fvus in at.items())
+
+
+def _at(vertices: Sequence[tuple[float, float]], l0: float) -> float | None:
+    for (left, low), (right, high) in pairwise(vertices):
+        if left < l0 < right:
+            share = math.log(l0 / left) / math.log(right / left)
+            return low + share * (high - low)
+    return dict(vertices).get(l0)

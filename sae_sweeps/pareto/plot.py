@@ -1,0 +1,206 @@
+"""Draws a sweep: L0 against FVU, CE recovered and the fraction of dead latents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from sae_sweeps.pareto.frontier import frontier
+from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, settings
+
+WIDTH, HEIGHT, DPI = 10.0, 3.3, 150
+"""Inches for one row of names below the panels, and dots per inch."""
+# Told apart by the colour-blind too: Okabe and Ito's, less the yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F3C8D", "#5A5A5A")
+MARKERS = "osD^vPXphd"
+INK, FAINT, HALO = "#222222", "#858585", "#FFDD55"
+MOST_NAMES = 20
+"""Curves that the legend names; the CSV has all."""
+
+Style = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure over L0."""
+
+    measure: str
+    title: str
+    scale: float = 1.0
+    maximise: bool = False
+    ranked: bool = True
+    """Whether a frontier makes sense: few dead latents are no achievement at low L0."""
+    floor: float | None = None
+    """What the axis always shows."""
+    sane: tuple[float, float] = (-1e9, 1e9)
+    """Values outside, of runs that diverged, may not squeeze the others."""
+
+
+PANELS = (
+    Panel("fvu", "FVU  (lower is better)", sane=(-1e9, 1.2)),
+    Panel("ce_recovered", "CE recovered  (higher is better)", maximise=True, sane=(0.0, 1e9)),
+    Panel("dead_frac", "dead latents, %  (lower is better)", 100.0, ranked=False, floor=0.0),
+)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Write the picture of a sweep with at least one result; what no run has gets no panel."""
+    points, curves = results.points, by_curve(results.points)
+    styles = _styles(curves)
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    rows = _legend(figure, styles)
+    height = HEIGHT + 0.185 * (rows - 1)
+    figure.set_size_inches(WIDTH, height)
+    panels = [panel for panel in PANELS if any(p.get(panel.measure) is not None for p in points)]
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_panel(axes, panel, curves, styles)
+    bottom, top = (height - HEIGHT + 0.78) / height, 1 - 0.66 / height
+    figure.subplots_adjust(0.052, bottom, 0.988, top, wspace=0.19)
+    head = 1 - 0.11 / height
+    figure.text(0.012, head, results.sweep, size=12, weight="bold", color=INK, va="top")
+    figure.text(0.988, head, _subtitle(points), size=8.5, color=FAINT, ha="right", va="top")
+    figure.savefig(path)
+
+
+def _styles(curves: Mapping[str, list[Setting]]) -> dict[str, Style]:
+    """Give each method a colour, and a marker: its own, or one per curve where it has several."""
+    labels: dict[str, list[str]] = {}
+    for curve, found in curves.items():
+        labels.setdefault(found[0].points[0].label, []).append(curve)
+    several = len(labels) < len(curves)
+    return {
+        curve: {
+            "color": COLOURS[method % len(COLOURS)],
+            "marker": MARKERS[(variant if several else method) % len(MARKERS)],
+        }
+        for method, variants in enumerate(labels.values())
+        for variant, curve in enumerate(variants)
+    }
+
+
+def _draw_panel(
+    axes: Axes, panel: Panel, curves: Mapping[str, list[Setting]], styles: Mapping[str, Style]
+) -> None:
+    everything = [setting for found in curves.values() for setting in found]
+    if panel.ranked:
+        best = _vertices(frontier(everything, panel.measure, maximise=panel.maximise), panel)
+        axes.scatter([x for x, *_ in best], [y for _, y, *_ in best], s=105, color=HALO, lw=0)
+    for curve, found in curves.items():
+        if vertices := _vertices(found, panel):
+            xs, ys, lows, highs = (list(column) for column in zip(*vertices, strict=True))
+            axes.vlines(xs, lows, highs, color=styles[curve]["color"], lw=2.6, alpha=0.4)
+            axes.plot(xs, ys, lw=1.2, ms=5, mec="white", mew=0.5, zorder=3, **styles[curve])
+    drawn = _vertices(everything, panel)
+    _scale_l0(axes, [l0 for l0, *_ in drawn])
+    _scale_measure(axes, panel, [end for _, _, *ends in drawn for end in ends])
+    axes.set_title(panel.title, size=9, color=INK, loc="left", pad=6)
+    axes.set_xlabel("L0: active latents per token, mean", size=8, color=INK, labelpad=2)
+    axes.tick_params(labelsize=8, color=FAINT, labelcolor=INK, length=3)
+    axes.grid(True, color="#E9E9E9", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def _vertices(found: Sequence[Setting], panel: Panel) -> list[tuple[float, float, float, float]]:
+    """Give (L0, mean, lowest, highest) over seeds, by L0; a log axis has no place for L0 = 0."""
+    vertices: list[tuple[float, float, float, float]] = []
+    for setting in found:
+        l0, mean = setting.mean("l0"), setting.mean(panel.measure)
+        values = [value * panel.scale for value in setting.values(panel.measure)]
+        if l0 is not None and l0 > 0 and mean is not None:
+            vertices.append((l0, mean * panel.scale, min(values), max(values)))
+    return sorted(vertices)
+
+
+def _scale_l0(axes: Axes, l0s: Sequence[float]) -> None:
+    """Make the axis logarithmic, with powers of two where they are not too many."""
+    low, high = (min(l0s), max(l0s)) if l0s else (1.0, 100.0)
+    margin = max((high / low) ** 0.06, 1.15)
+    axes.set_xscale("log")
+    axes.set_xlim(low / margin, high * margin)
+    octaves = [2.0**n for n in range(-10, 21) if low / margin <= 2.0**n <= high * margin]
+    few = len(octaves) < 10
+    axes.xaxis.set_major_locator(FixedLocator(octaves) if few else LogLocator(10))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _scale_measure(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
+    """Show the sane values; FVU logarithmically where it spans much."""
+    low, high = panel.sane
+    kept = [value for value in values if low <= value <= high] or list(values) or [0.0, 1.0]
+    bottom, top = min(kept), max(kept)
+    bottom = bottom if panel.floor is None else min(bottom, panel.floor)
+    if panel.measure == "fvu" and bottom > 0 and top / bottom > 2.5:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom / 1.12, top * 1.12)
+        subs = (1, 1.5, 2, 3, 5, 7) if top / bottom < 20 else (1, 3)
+        axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+    else:
+        margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 1.0
+        axes.set_ylim(bottom - margin, top + margin)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    if any(value not in kept for value in values):
+        note = "some values are off the scale"
+        axes.set_title(note, size=7, color=FAINT, loc="right", pad=6)
+
+
+def _legend(figure: Figure, styles: Mapping[str, Style]) -> int:
+    """Name the curves along the bottom in as few rows as fit, and say how many."""
+    look: Style = {"lw": 1.2, "ms": 5.5, "mec": "white", "mew": 0.5}
+    named = list(styles)[:MOST_NAMES]
+    handles = [Line2D([], [], label=curve, **look, **styles[curve]) for curve in named]
+    if len(styles) > len(named):
+        handles.append(Line2D([], [], lw=0, label=f"and {len(styles) - len(named)} more"))
+    handles.append(Line2D([], [], lw=0, marker="o", ms=9, color=HALO, mew=0, label="frontier"))
+    for columns in range(len(handles), 0, -1):
+        rows = -(-len(handles) // columns)
+        legend = figure.legend(
+            handles=[handle for row in range(columns) for handle in handles[row::columns]],
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.0),
+            ncols=columns,
+            fontsize=8.5,
+            labelcolor=INK,
+            frameon=False,
+            columnspacing=1.5,
+            handletextpad=0.4,
+            borderaxespad=0.25,
+        )
+        if columns == 1 or legend.get_window_extent().width < 0.99 * WIDTH * DPI:
+            return rows
+        legend.remove()
+    return 1
+
+
+def _subtitle(points: Sequence[Point]) -> str:
+    """Say what was trained on what, as far as it is the same for all runs."""
+    models = {_model(point) for point in points}
+    widths = {f"d_sae {point.d_sae:,}" for point in points}
+    tokens = {f"{_short(point.tokens)} tokens" for point in points}
+    parts = [next(iter(known)) for known in (models, widths, tokens) if len(known) == 1]
+    seeds = max(len(setting.points) for setting in settings(points))
+    runs = f"{len(points)} run" + "s" * (len(points) > 1)
+    return "  ·  ".join([*parts, runs, *(["bars: range over seeds"] if seeds > 1 else [])])
+
+
+def _model(point: Point) -> str:
+    node = point.result["config"].get("target_model", {})
+    return " @ ".join(str(node[key]) for key in ("model", "hook", "path") if key in node)
+
+
+def _short(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"

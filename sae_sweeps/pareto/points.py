@@ -1,0 +1,144 @@
+"""Reads a sweep's finished runs as points of L0 against quality."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sae_sweeps.pareto import curves
+from sae_sweeps.tracking import scalars
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished run."""
+
+    run: str
+    label: str
+    """The method, as `token_choice + aux_k`."""
+    curve: str
+    """The label and what else, besides `k` and seeds, tells it from the sweep's other runs."""
+    setting: str
+    """Equal for runs that differ in seeds only."""
+    k: float
+    d_sae: int
+    seed: int
+    tokens: int
+    metrics: dict[str, float | int]
+    """`l0`, `fvu`, ... on held-out tokens, `batch_*` with batch allocation, `train_*`."""
+    result: dict[str, Any]
+    """The whole `result.json`."""
+
+    def get(self, measure: str) -> float | None:
+        """Look a measure up; None when it was not measured or is not a number."""
+        value = self.metrics.get(measure)
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of a sweep that differ in seeds only."""
+
+    points: list[Point]
+
+    @property
+    def curve(self) -> str:
+        """The curve all its runs are on."""
+        return self.points[0].curve
+
+    @property
+    def k(self) -> float:
+        """The dial's value, common to its runs."""
+        return self.points[0].k
+
+    def values(self, measure: str) -> list[float]:
+        """Give the measure of every run that has it."""
+        found = [point.get(measure) for point in self.points]
+        return [value for value in found if value is not None]
+
+    def mean(self, measure: str) -> float | None:
+        """Average over seeds; None when no run has the measure."""
+        values = self.values(measure)
+        return fmean(values) if values else None
+
+    def spread(self, measure: str) -> float | None:
+        """Give the standard deviation over seeds; None with fewer than two."""
+        values = self.values(measure)
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a sweep has to show."""
+
+    sweep: str
+    points: list[Point]
+    failures: dict[str, str]
+    """By run, why there is no result."""
+    unfinished: list[str]
+
+
+def read(folder: Path) -> Results:
+    """Read `runs/*/result.json` of a sweep's folder, and `failed.json` where there is none."""
+    results: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    unfinished: list[str] = []
+    for run in sorted(path for path in (folder / "runs").glob("[!.]*") if path.is_dir()):
+        try:
+            if (run / "result.json").exists():
+                results[run.name] = _version_1(json.loads((run / "result.json").read_bytes()))
+            elif (run / "failed.json").exists():
+                failures[run.name] = json.loads((run / "failed.json").read_bytes())["error"]
+            else:
+                unfinished.append(run.name)
+        except (ValueError, KeyError, TypeError) as error:
+            failures[run.name] = f"unreadable: {type(error).__name__}: {error}"
+    return Results(folder.resolve().name, _points(results), failures, unfinished)
+
+
+def settings(points: Sequence[Point]) -> list[Setting]:
+    """Gather the points that differ in seeds only, ordered by curve and `k`."""
+    gathered: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        gathered.setdefault((point.curve, point.setting), []).append(point)
+    found = [Setting(points) for points in gathered.values()]
+    return sorted(found, key=lambda setting: (curves.order(setting.curve), setting.k))
+
+
+def by_curve(points: Sequence[Point]) -> dict[str, list[Setting]]:
+    """Gather settings into curves."""
+    gathered: dict[str, list[Setting]] = {}
+    for setting in settings(points):
+        gathered.setdefault(setting.curve, []).append(setting)
+    return gathered
+
+
+def _version_1(result: Mapping[str, Any]) -> dict[str, Any]:
+    if result["version"] != 1:
+        raise ValueError(f"version {result['version']} of result.json is not known here")
+    for key in ("label", "config", "k", "d_sae", "seed", "tokens", "metrics"):
+        result[key]
+    return dict(result)
+
+
+def _points(results: Mapping[str, dict[str, Any]]) -> list[Point]:
+    found = list(results.values())
+    names = curves.names([(result["label"], result["config"]) for result in found])
+    return [
+        Point(
+            run=run,
+            label=result["label"],
+            curve=curve,
+            setting=curves.setting(result["config"]),
+            k=result["k"],
+            d_sae=result["d_sae"],
+            seed=result["seed"],
+            tokens=result["tokens"],
+            metrics=scalars(result),
+            result=result,
+        )
+        for (run, result), curve in zip(results.items(), names, strict=True)
+    ]

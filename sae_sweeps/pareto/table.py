@@ -1,0 +1,149 @@
+"""Shows a sweep's results in the terminal."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sae_sweeps.pareto.frontier import frontier, matched
+from sae_sweeps.pareto.points import Results, Setting, by_curve, settings
+
+MOST_ROWS = 100
+"""A longer table shows the frontier only."""
+MOST_FAILURES = 10
+MOST_NAMES = 6
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure, its heading and how it is printed."""
+
+    measure: str
+    heading: str
+    form: str
+    detail: int = 0
+    """Columns of much detail go first where the terminal is too narrow."""
+    scale: float = 1.0
+    spread: bool = False
+    """Whether the standard deviation over seeds stands beside it, a detail of 2."""
+
+
+COLUMNS = [
+    Column("l0", "L0", ".2f"),
+    Column("fvu", "FVU", ".4f", spread=True),
+    Column("ce_recovered", "CE recovered", ".4f", spread=True),
+    Column("delta_ce", "ΔCE", ".4f", detail=2),
+    Column("dead_frac", "dead %", ".1f", scale=100.0, spread=True),
+    Column("train_dead_frac", "train dead %", ".1f", detail=1, scale=100.0),
+    Column("batch_l0", "batch L0", ".2f", detail=3),
+    Column("batch_fvu", "batch FVU", ".4f", detail=3),
+]
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the results, the comparison at equal L0, the frontier and what is missing."""
+    room = console.width
+    if results.points:
+        curves = by_curve(results.points)
+        tables = [_results(results.sweep, curves, detail) for detail in (3, 2, 1, 0)]
+        unlimited = console.options.update_width(10_000)
+        widths = [console.measure(table, options=unlimited).maximum for table in tables]
+        fitting = [table for table, width in zip(tables, widths, strict=True) if width <= room]
+        console.print((fitting or tables[-1:])[0])
+        l0s, fvus = matched(curves, sorted({point.k for point in results.points}))
+        if l0s:
+            console.print(_matched(l0s, fvus))
+        console.print(Text(_frontier_line(settings(results.points))))
+    else:
+        console.print(Text(f"Sweep {results.sweep}: no run has a result, so there is no plot."))
+    _show_missing(results, console)
+
+
+def _results(sweep: str, curves: Mapping[str, list[Setting]], detail: int) -> Table:
+    found = [setting for settings in curves.values() for setting in settings]
+    columns = [
+        column
+        for column in COLUMNS
+        if column.detail <= detail and any(setting.values(column.measure) for setting in found)
+    ]
+    table = Table(title=f"Sweep {sweep}", caption=_caption(found, detail), caption_justify="left")
+    table.add_column("method")
+    for heading in ("k", *(column.heading for column in columns), "★"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    best = frontier(found)
+    for curve, members in curves.items():
+        name = curve
+        for setting in members:
+            if setting in best or len(found) <= MOST_ROWS:
+                cells = [_cell(setting, column, detail) for column in columns]
+                mark = "★" if setting in best else ""
+                table.add_row(Text(name), f"{setting.k:g}", *cells, mark)
+                name = ""
+        table.add_section()
+    return table
+
+
+def _cell(setting: Setting, column: Column, detail: int) -> str:
+    mean, spread = setting.mean(column.measure), setting.spread(column.measure)
+    if mean is None:
+        return "-"
+    text = format(mean * column.scale, column.form)
+    if spread is None or not column.spread or detail < 2:
+        return text
+    return f"{text} ±{spread * column.scale:{column.form}}"
+
+
+def _caption(found: Sequence[Setting], detail: int) -> str:
+    points = [point for setting in found for point in setting.points]
+    held_out = _amounts(point.result.get("evaluation", {}).get("tokens") for point in points)
+    lines = [f"dead %: latents without one firing in {held_out} held-out tokens"]
+    if detail >= 1:
+        window = _amounts(point.metrics.get("train_dead_window_tokens") for point in points)
+        lines.append(f"train dead %: without one in the last {window} tokens of training")
+    lines.append("★: on the frontier of L0 and FVU")
+    if len(points) > len(found):
+        lines.append("means over seeds" + (", ± standard deviation" if detail >= 2 else ""))
+    if len(found) > MOST_ROWS:
+        lines.append(f"of {len(found)} settings, those on the frontier; pareto.csv has all runs")
+    return "\n".join(lines)
+
+
+def _amounts(values: Iterable[float | int | None]) -> str:
+    known = sorted({value for value in values if value is not None})
+    shown = known if len(known) < 3 else [known[0], known[-1]]
+    return " to ".join(f"{value:,.0f}" for value in shown) or "an unknown number of"
+
+
+def _matched(l0s: Sequence[float], fvus: Mapping[str, Sequence[float | None]]) -> Table:
+    table = Table(title="FVU at equal L0, interpolated in log L0")
+    table.add_column("method")
+    for l0 in l0s:
+        table.add_column(f"L0 = {l0:g}", justify="right")
+    best = [min(v for v in column if v is not None) for column in zip(*fvus.values(), strict=True)]
+    for curve, row in fvus.items():
+        cells = [
+            Text("-" if fvu is None else f"{fvu:.4f}", style="bold" if fvu == low else "")
+            for fvu, low in zip(row, best, strict=True)
+        ]
+        table.add_row(Text(curve), *cells)
+    return table
+
+
+def _frontier_line(found: Sequence[Setting]) -> str:
+    shares = Counter(setting.curve for setting in frontier(found)).most_common()
+    names = [f"{curve}: {count}" for curve, count in shares[:MOST_NAMES]]
+    names += ["..."] if len(shares) > MOST_NAMES else []
+    total = sum(count for _, count in shares)
+    return f"Frontier of L0 and FVU: {total} of {len(found)} settings ({'; '.join(names)})"
+
+
+def _show_missing(results: Results, console: Console) -> None:
+    for run, error in list(results.failures.items())[:MOST_FAILURES]:
+        console.print(Text(f"failed: {run}: {error}", style="red"), soft_wrap=True)
+    if (more := len(results.failures) - MOST_FAILURES) > 0:
+        console.print(Text(f"failed: {more} more", style="red"))
+    if results.unfinished:
+        console.print(Text(f"without a result so far: {len(results.unfinished)} runs"))

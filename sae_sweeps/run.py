@@ -1,0 +1,58 @@
+"""What one run of a sweep is, and how a user's mistake is worded; no torch."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A user's mistake; its message is one line."""
+
+
+def one_line(text: object) -> str:
+    """Fold white space, so that a message stays on one line."""
+    return " ".join(str(text).split())
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """End a complaint with the nearest valid name, where there is one."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One SAE to train with one resolved config."""
+
+    name: str
+    """`<slug>-<hash8>`: the folder's name and the basis of the tracker's id."""
+    sweep: str
+    """The sweep's name, which is also the tracker's group."""
+    folder: Path
+    """`outputs/<sweep>/runs/<name>`, absolute."""
+    config: dict[str, Any]
+    """The checked, normalised config, plain Python values."""
+    choices: dict[str, str]
+    """The option file chosen per group: `{"architecture": "relu", ...}`."""
+    overrides: list[str]
+    """What the user's command changed, in Hydra's grammar."""
+
+    @property
+    def label(self) -> str:
+        """The method in tables and plots, from the option files that are really in force."""
+        return label(self.choices)
+
+
+def label(choices: dict[str, str]) -> str:
+    """Name a method by its groups: `relu`, `token_choice + aux_k`, `gated × mutual_choice`."""
+    architecture, allocator = choices["architecture"], choices["allocator"]
+    if allocator == "none":
+        name = architecture
+    elif architecture == "relu":
+        name = allocator
+    else:
+        name = f"{architecture} × {allocator}"
+    aux_loss = choices["aux_loss"]
+    return name if aux_loss == "none" else f"{name} + {aux_loss}"

@@ -1,0 +1,1 @@
+"""Streams: activation batches in a fixed order."""

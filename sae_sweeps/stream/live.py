@@ -1,0 +1,96 @@
+"""The live stream: activations computed as they are needed, in an order that the options alone define."""
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_sweeps import options
+from sae_sweeps.interfaces import TargetModel
+from sae_sweeps.run import ConfigError
+
+HELD_OUT_SEED = 0
+"""Held-out tokens are the same whatever `stream.seed`, so that sweeps can be compared."""
+
+
+class Stream:
+    """Scaled activation batches; chunk i is a pure function of target model, data and options.
+
+    Token rows are permuted before the forward pass, then the tokens of a chunk are shuffled: nearly as good
+    as a permutation of all tokens, without their being in memory. One factor scales
+    activations to unit mean square norm, E||x||^2 = 1; it is folded back into the saved weights.
+
+    Raises:
+        ConfigError: a split holds fewer tokens than asked for.
+    """
+
+    def __init__(self, target: TargetModel, given: options.Stream) -> None:
+        self.target, self.given = target, given
+        self.batches_per_chunk = given.chunk_tokens // given.batch_tokens
+        self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
+        sample = self._tokens("train", 0, given.calibration_tokens)
+        self.scale = 1 / sample.pow(2).sum(1).mean().sqrt().item()
+        if not np.isfinite(self.scale):
+            raise ConfigError("target_model: its activations are all zero, or not all finite.")
+        self.mean = sample.mean(0) * self.scale
+
+    def require(self, tokens: int) -> None:
+        """Refuse a run longer than the training data, unless they may repeat."""
+        held = self.target.row_count("train") * self.target.tokens_per_row
+        if tokens > held and not self.given.repeat:
+            raise ConfigError(
+                f"training.tokens is {tokens}: the data hold {held} training tokens; "
+                "set stream.repeat=true to go over them again."
+            )
+
+    def chunk(self, index: int) -> Float[Tensor, "chunk d_in"]:
+        """Chunk `index`, shuffled; `batch_tokens` rows at a time are the batches."""
+        start = index * self.chunk_tokens
+        tokens = self._tokens("train", start, start + self.chunk_tokens)
+        order = _permutation(self.chunk_tokens, self.given.seed, 1, index)
+        return tokens[order.to(tokens.device)] * self.scale
+
+    @lru_cache(maxsize=2)  # noqa: B019 - a stream lives as long as its pack
+    def held_out(self, tokens: int) -> Float[Tensor, "tokens d_in"]:
+        """The first held-out tokens, scaled and shuffled so that batches of them look like training's."""
+        held = self.target.row_count("held_out") * self.target.tokens_per_row
+        if tokens > held:
+            raise ConfigError(f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens.")
+        acts = self._tokens("held_out", 0, tokens) * self.scale
+        return acts[_permutation(tokens, HELD_OUT_SEED, 2, 0).to(acts.device)]
+
+    def held_out_rows(self, tokens: int) -> Int[Tensor, " rows"]:
+        """Held-out token rows that hold at least `tokens` tokens, in the order of `held_out`."""
+        rows = -(-tokens // self.target.tokens_per_row)
+        return self._rows("held_out", 0, rows)
+
+    def _tokens(
+        self, split: Literal["train", "held_out"], start: int, stop: int
+    ) -> Float[Tensor, "tokens d_in"]:
+        """Unscaled tokens [start, stop) of the permuted rows laid end to end."""
+        width = self.target.tokens_per_row
+        first, last = start // width, -(-stop // width)
+        acts = self.target.activations(split, self._rows(split, first, last))
+        return acts[start - first * width : stop - first * width]
+
+    def _rows(
+        self, split: Literal["train", "held_out"], first: int, last: int
+    ) -> Int[Tensor, " rows"]:
+        """Rows [first, last) of the endless sequence of row permutations, one an epoch."""
+        count = self.target.row_count(split)
+        seed = self.given.seed if split == "train" else HELD_OUT_SEED
+        position = torch.arange(first, last)
+        epochs = range(first // count, (last - 1) // count + 1)
+        orders = torch.cat([_permutation(count, seed, 0, epoch) for epoch in epochs])
+        return orders[position - first // count * count]
+
+
+@lru_cache(maxsize=8)
+def _permutation(size: int, seed: int, purpose: int, index: int) -> Int[Tensor, " size"]:
+    """A permutation that its four numbers define."""
+    state = np.random.SeedSequence([seed, purpose, index]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    return torch.randperm(size, generator=generator)

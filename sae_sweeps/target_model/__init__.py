@@ -1,0 +1,1 @@
+"""Target models: where activations come from. One file per variant."""

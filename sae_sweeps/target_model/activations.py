@@ -1,0 +1,89 @@
+"""Precomputed activations from a file: no model, hence no cross-entropy."""
+
+from pathlib import Path
+from typing import Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_sweeps.interfaces import Data, Splice, TargetModel
+from sae_sweeps.run import ConfigError
+
+HELD_OUT_SHARE = 0.1
+"""Share of `path`, at its end, that is held out where no `held_out_path` is given."""
+
+
+@final
+class Activations(TargetModel):
+    """Rows of an .npy or .safetensors array [tokens, d_in], or [rows, seq, d_in] taken token by token.
+
+    Files are mapped, not read: only the rows asked for enter memory.
+
+    Raises:
+        ConfigError: the file is missing, of another kind, or its array of another shape.
+    """
+
+    has_loss = False
+    tokens_per_row = 1
+
+    def __init__(
+        self, data: Data, device: torch.device, *, path: str, held_out_path: str | None
+    ) -> None:
+        self.device = device
+        train = _open("target_model.path", path)
+        if held_out_path is None:
+            cut = train.shape[0] - round(train.shape[0] * HELD_OUT_SHARE)
+            train, held_out = train[:cut], train[cut:]
+        else:
+            held_out = _open("target_model.held_out_path", held_out_path)
+        if held_out.shape[1] != train.shape[1]:
+            raise ConfigError(
+                f"target_model.held_out_path holds activations of width {held_out.shape[1]}, "
+                f"target_model.path of width {train.shape[1]}."
+            )
+        self.splits = {"train": train, "held_out": held_out}
+        self.d_in = train.shape[1]
+        self.description = {"model_name": None, "hook_name": None, "dataset_path": Path(path).name}
+
+    def row_count(self, split: Literal["train", "held_out"]) -> int:
+        return self.splits[split].shape[0]
+
+    def activations(
+        self, split: Literal["train", "held_out"], rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "tokens d_in"]:
+        return self.splits[split][rows].to(self.device, torch.float32)
+
+    def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
+        raise RuntimeError("precomputed activations have no model to run")
+
+
+def _open(key: str, path: str) -> Float[Tensor, "tokens d_in"]:
+    suffix = Path(path).suffix
+    if suffix not in (".npy", ".safetensors"):
+        raise ConfigError(f"{key} is {path!r}: expected a file .npy or .safetensors.")
+    if not Path(path).is_file():
+        raise ConfigError(f"{key} is {path!r}: there is no such file.")
+    array = _map_npy(path) if suffix == ".npy" else _map_safetensors(key, path)
+    if array.ndim not in (2, 3) or not array.is_floating_point():
+        raise ConfigError(
+            f"{key} is {path!r}: it holds {array.dtype} of shape {tuple(array.shape)}, "
+            "expected floats [tokens, d_in] or [rows, seq, d_in]."
+        )
+    return array.flatten(0, -2)
+
+
+def _map_npy(path: str) -> Tensor:
+    # Copy-on-write keeps torch from warning of a read-only array; nothing ever writes to it.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _map_safetensors(key: str, path: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if len(names) != 1:
+            raise ConfigError(f"{key} is {path!r}: it holds {len(names)} tensors, expected one.")
+        return file.get_tensor(names[0])

@@ -1,0 +1,1 @@
+"""Training: the step, the pack of runs, evaluation."""

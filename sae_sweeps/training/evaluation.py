@@ -1,0 +1,104 @@
+"""Measures a trained SAE on held-out tokens, with and without a batch to allocate over."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sae_sweeps import metrics, options
+from sae_sweeps.interfaces import Architecture
+from sae_sweeps.stream.live import Stream
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The measured part of `result.json`."""
+
+    free: dict[str, float]
+    """batch-free inference: the Pareto point; with cross-entropy where there is a model"""
+    batch: dict[str, float]
+    """allocation over batches of `stream.batch_tokens`, as in training"""
+    density_histogram: dict[str, list[float]]
+    fvu_by_l0_decile: list[dict[str, float]]
+
+
+def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Evaluation:
+    """Measure `sae` on the held-out tokens of its stream."""
+    x = stream.held_out(given.tokens)
+    d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
+    batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
+    measured = measure(sae.eval(), x, batch_tokens)
+    free = metrics.summary(measured, d_in, stream.scale)
+    if stream.target.has_loss:
+        free |= cross_entropy(sae, stream, given.ce_tokens)
+    histogram = metrics.density_histogram(measured)
+    return Evaluation(free, batch, histogram, metrics.fvu_by_l0_decile(measured))
+
+
+@torch.no_grad()
+def measure(
+    sae: Architecture, x: Float[Tensor, "tokens d_in"], batch_tokens: int
+) -> metrics.Measured:
+    """Run `sae` in its present mode over `x`, a batch at a time."""
+    dead = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=x.device)
+    mean = x.double().mean(0).to(x.dtype)
+    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=x.device)
+    for part in x.split(batch_tokens):
+        step = sae(part, dead)
+        fired += step.acts.tokens_per_latent()
+        columns.append(
+            (
+                step.acts.l0_per_token().float(),
+                (part - step.recon).pow(2).sum(1),
+                (part - mean).pow(2).sum(1),
+                F.cosine_similarity(part, step.recon, dim=1),
+            )
+        )
+    l0, error, spread, cosine = (torch.cat(column) for column in zip(*columns, strict=True))
+    return metrics.Measured(l0, error, spread, cosine, fired)
+
+
+@torch.no_grad()
+def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, float]:
+    """Cross-entropy in nats per token with the reconstruction in place of the activation."""
+    dead = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=sae.W_dec.device)
+
+    def splice(acts: Float[Tensor, "rows seq d_in"]) -> Float[Tensor, "rows seq d_in"]:
+        x = acts.flatten(0, 1) * stream.scale
+        return (sae(x, dead).recon / stream.scale).view_as(acts)
+
+    rows = stream.held_out_rows(tokens)
+    clean, zero = reference_cross_entropy(stream, tokens)
+    ce = stream.target.ce(rows, splice).double().mean().item()
+    recovered = metrics.ce_recovered(clean, ce, zero)
+    figures = {"ce": ce, "ce_clean": clean, "ce_zero": zero, "delta_ce": ce - clean}
+    return figures | ({} if recovered is None else {"ce_recovered": recovered})
+
+
+@cache
+def reference_cross_entropy(stream: Stream, tokens: int) -> tuple[float, float]:
+    """Cross-entropy of the model left alone, and with the activation set to zero; once per stream."""
+    rows = stream.held_out_rows(tokens)
+    clean = stream.target.ce(rows, lambda acts: acts).double().mean().item()
+    zero = stream.target.ce(rows, torch.zeros_like).double().mean().item()
+    return clean, zero
+
+
+def as_result(evaluation: Evaluation, given: options.Evaluation, has_loss: bool) -> dict[str, Any]:
+    """The entries of `result.json` that evaluation fills."""
+    return {
+        "metrics": evaluation.free,
+        "batch": evaluation.batch,
+        "evaluation": {
+            "tokens": given.tokens,
+            "ce_tokens": given.ce_tokens if has_loss else 0,
+            "metrics_version": metrics.METRICS_VERSION,
+        },
+        "density_histogram": evaluation.density_histogram,
+        "fvu_by_l0_decile": evaluation.fvu_by_l0_decile,
+    }

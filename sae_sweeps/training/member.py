@@ -1,0 +1,152 @@
+"""One run of a pack: its SAE in training, its files, its tracker."""
+
+import json
+import logging
+import shutil
+import time
+from typing import IO, Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_sweeps import options
+from sae_sweeps.build import build
+from sae_sweeps.files import write_json
+from sae_sweeps.interfaces import Architecture
+from sae_sweeps.run import Run
+from sae_sweeps.stream.live import Stream
+from sae_sweeps.tracking import TrackedRun, Tracking
+from sae_sweeps.training import results
+from sae_sweeps.training.evaluation import as_result, evaluate
+from sae_sweeps.training.trainer import Trainer
+
+
+class Display(Protocol):
+    """Where a pack shows how far it is; runs are named by their index. Called from several threads."""
+
+    def started(self, total_tokens: int, labels: list[str]) -> None: ...
+    def advance(self, run: int, tokens: int) -> None: ...
+    def metrics(self, run: int, figures: dict[str, float]) -> None: ...
+    def finished(self, run: int, status: str) -> None: ...
+    def stage(self, text: str) -> None: ...
+
+
+def new_sae(config: dict[str, Any], d_in: int) -> Architecture:
+    """The SAE that a run's config describes, weights yet to be drawn."""
+    allocator = build(config["allocator"], config["d_sae"])
+    return build(config["architecture"], d_in, config["d_sae"], allocator)
+
+
+class Member:
+    """Trains one run chunk by chunk; a failure ends this run alone.
+
+    Building it writes nothing. `open` starts its files afresh: what an interrupted attempt left is replaced.
+    """
+
+    def __init__(self, index: int, run: Run, stream: Stream, display: Display) -> None:
+        self.index, self.run, self.stream, self.display = index, run, stream, display
+        config, device = run.config, stream.target.device
+        self.training = options.Training(**config["training"])
+        self.evaluation = options.Evaluation(**config["evaluation"])
+        stream.require(self.training.tokens)
+        stream.held_out(self.evaluation.tokens)
+        sae = new_sae(config, stream.target.d_in)
+        sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())
+        aux_loss = build(config["aux_loss"], stream.target.d_in).to(device)
+        self.trainer = Trainer(sae.to(device), aux_loss, self.training)
+        self.total_tokens = self.training.tokens - self.training.tokens % stream.given.batch_tokens
+        self.outcome: dict[str, Any] | Exception | None = None
+        self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
+
+    def open(self, tracking: Tracking) -> None:
+        """Start the run's log, metrics and tracker."""
+        folder = self.run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "failed.json").unlink(missing_ok=True)
+        for leftover in ("checkpoint", "sae"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        self.handler = logging.FileHandler(folder / "run.log", mode="w")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.log.addHandler(self.handler)
+        self.log.setLevel(logging.INFO)
+        self.log.propagate = False
+        self.rows: IO[str] = (folder / "metrics.jsonl").open("w", buffering=1)
+        self.tracked: TrackedRun = tracking.open(self.run)
+        self.started = self.row_time = time.monotonic()
+        self.row_tokens = 0
+        self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
+
+    def advance(self, chunk: Float[Tensor, "chunk d_in"]) -> None:
+        """Train on one chunk; at the last one evaluate and write the result."""
+        try:
+            for batch in chunk.split(self.stream.given.batch_tokens):
+                self._train(batch)
+                if self.trainer.tokens >= self.total_tokens:
+                    self._finish()
+                    return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other runs go on
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Record the traceback in the run's log and one line in `failed.json`."""
+        self.log.error("failed", exc_info=error)
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        write_json(self.run.folder / "failed.json", {"error": line, "tokens": self.trainer.tokens})
+        self._close(error, {}, "failed")
+
+    def _train(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        figures = self.trainer.step(batch)
+        self.display.advance(self.index, len(batch))
+        tokens, every = self.trainer.tokens, self.training.log_every_tokens
+        if tokens // every > (tokens - len(batch)) // every or tokens >= self.total_tokens:
+            self._log(figures)
+
+    def _log(self, figures: dict[str, Tensor]) -> None:
+        tokens, now = self.trainer.tokens, time.monotonic()
+        row = {name: value.item() for name, value in figures.items()}
+        row |= self.trainer.sae.diagnostics()
+        row["perf/tokens_per_s"] = (tokens - self.row_tokens) / max(now - self.row_time, 1e-9)
+        self.row_tokens, self.row_time, self.last_row = tokens, now, row
+        line = {"tokens": tokens, **row}
+        self.rows.write(json.dumps(line) + "\n")
+        self.tracked.log(line)
+        self.display.metrics(self.index, {"l0": row["train/l0"], "fvu": row["train/fvu"]})
+        if not torch.isfinite(figures["train/loss"]):
+            raise FloatingPointError(f"the loss is {row['train/loss']} after {tokens} tokens")
+
+    def _finish(self) -> None:
+        seconds = time.monotonic() - self.started
+        sae, target = self.trainer.sae, self.stream.target
+        figures = {"tokens": self.trainer.tokens}
+        figures |= as_result(
+            evaluate(sae, self.stream, self.evaluation), self.evaluation, target.has_loss
+        )
+        figures["train"] = {
+            "dead_frac": self.last_row["features/dead_frac"],
+            "dead_window_tokens": self.training.dead_window_tokens,
+            "l0": self.last_row["train/l0"],
+            "fvu": self.last_row["train/fvu"],
+        }
+        figures["cost"] = {
+            "seconds": seconds,
+            "tokens_per_s": self.trainer.tokens / seconds,
+            "threads": torch.get_num_threads(),
+            "device": str(target.device),
+        }
+        sae.rescale(1 / self.stream.scale)
+        results.write_weights(self.run, sae)
+        if not results.write_saelens(self.run, sae, target, figures):
+            self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)
+        outcome = results.result(self.run, figures)
+        write_json(self.run.folder / "result.json", outcome)
+        self.log.info("finished: %s", json.dumps(figures["metrics"]))
+        self._close(outcome, outcome, "finished")
+
+    def _close(self, outcome: dict[str, Any] | Exception, summary: dict[str, Any], status: str) -> None:
+        self.outcome = outcome
+        self.rows.close()
+        self.tracked.finish(summary, failed=status == "failed")
+        self.display.finished(self.index, status)
+        self.log.removeHandler(self.handler)
+        self.handler.close()

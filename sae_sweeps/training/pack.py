@@ -1,0 +1,94 @@
+"""The pack: runs that share a stream, trained from one pass over its activations."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+
+from sae_sweeps import options
+from sae_sweeps.build import build
+from sae_sweeps.interfaces import TargetModel
+from sae_sweeps.run import Run
+from sae_sweeps.stream.live import Stream
+from sae_sweeps.tracking import Tracking
+from sae_sweeps.training.evaluation import reference_cross_entropy
+from sae_sweeps.training.member import Display, Member
+
+
+def train_pack(
+    runs: list[Run],
+    tracking: Tracking,
+    display: Display,
+    on_ready: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any] | Exception]:
+    """Train `runs`, which share a stream; the content of `result.json`, or the exception, of each.
+
+    `on_ready` is called once everything is built and before anything is written. On a CPU, runs train side by side,
+    `threads` cores each; every run's own operations are the same whatever its company, so its
+    weights are too.
+
+    Raises:
+        ConfigError: before `on_ready`, for what only the model or the data could tell.
+    """
+    config = runs[0].config
+    device = pick_device(config["device"])
+    torch.set_num_threads(config["threads"])
+    display.stage("loading the target model")
+    stream = open_stream(config, device)
+    members = [Member(index, run, stream, display) for index, run in enumerate(runs)]
+    on_ready()
+    for member in members:
+        member.open(tracking)
+    display.started(sum(member.total_tokens for member in members), [run.label for run in runs])
+    with ThreadPoolExecutor(workers(device, config["threads"])) as pool:
+        _train(members, stream, pool)
+    return [member.outcome for member in members if member.outcome is not None]
+
+
+def open_stream(config: dict[str, Any], device: torch.device) -> Stream:
+    """The stream that a run's config describes."""
+    target: TargetModel = build(config["target_model"], build(config["data"]), device)
+    return Stream(target, options.Stream(**config["stream"]))
+
+
+def _train(members: list[Member], stream: Stream, pool: ThreadPoolExecutor) -> None:
+    """Chunk after chunk through all members; the next chunk is computed meanwhile."""
+    longest = max(member.total_tokens for member in members)
+    upcoming = pool.submit(stream.chunk, 0)
+    for index in count():
+        active = [member for member in members if member.outcome is None]
+        if not active:
+            upcoming.cancel()
+            return
+        try:
+            chunk = upcoming.result()
+            if (index + 1) * stream.chunk_tokens < longest:
+                upcoming = pool.submit(stream.chunk, index + 1)
+            elif stream.target.has_loss:
+                for tokens in {member.evaluation.ce_tokens for member in active}:
+                    reference_cross_entropy(stream, tokens)
+        except Exception as error:  # noqa: BLE001 - each run records why it could not go on
+            for member in active:
+                member.fail(error)
+            return
+        list(pool.map(partial(Member.advance, chunk=chunk), active))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is an accelerator where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def workers(device: torch.device, threads: int) -> int:
+    """Runs that train at the same time: as the cores allow, one on an accelerator."""
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // threads)

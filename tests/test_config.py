@@ -1,0 +1,314 @@
+"""Checking, normalising and identifying configs, without the command line around them."""
+
+import ast
+import importlib
+import inspect
+import json
+import math
+import string
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from sae_sweeps import build, options, rules
+from sae_sweeps.app import CONF
+from sae_sweeps.config import GROUPS, check, checked, identity, run_name, stream_identity
+from sae_sweeps.launching.points import literal
+from sae_sweeps.run import ConfigError, label
+
+OPTION_FILES = sorted(
+    path.relative_to(CONF).as_posix() for group in GROUPS for path in (CONF / group).glob("*.yaml")
+)
+NODE = {"_target_": "sae_sweeps.allocator.token_choice.TokenChoice"}
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Compose the shipped config, Hydra's node included, as a launcher does."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    return checked(composed(*overrides))
+
+
+# --- Contract: files, classes and annotations agree -----------------------------------------
+
+
+def test_all_option_files_are_found() -> None:
+    assert len(OPTION_FILES) >= 18
+
+
+@pytest.mark.parametrize("name", OPTION_FILES)
+def test_an_option_file_states_exactly_what_its_class_takes(name: str) -> None:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / name), resolve=False)
+    assert isinstance(node, dict)
+    target = node.pop("_target_")
+    node.pop("defaults", None)
+    module, _, cls = target.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), cls)).parameters
+    keyword_only = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert set(node) == set(keyword_only)
+    assert all(p.default is p.empty for p in keyword_only.values()), "YAML states every default"
+    assert set(build.signature(target)) == set(keyword_only)
+
+
+@pytest.mark.parametrize("name", ["Stream", "Training", "Evaluation", "Config"])
+def test_sections_are_read_as_dataclasses(name: str) -> None:
+    fields = inspect.signature(getattr(options, name)).parameters
+    assert list(build.signature(f"sae_sweeps.options.{name}")) == list(fields)
+
+
+@pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_every_method_passes_the_rules(method: str) -> None:
+    found = config(f"method={method}")
+    rules.obey(found)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_every_option_file_can_be_chosen() -> None:
+    for name in OPTION_FILES:
+        group, _, option = name.removesuffix(".yaml").partition("/")
+        missing = {
+            "transformer_lens": ["target_model.model=embedded", "target_model.hook=blocks.0.hook"],
+            "activations": ["target_model.path=x.npy"],
+        }
+        found = config(f"{group}={option}", *missing.get(option, []))
+        assert found[group]["_target_"].startswith("sae_sweeps.")
+
+
+def test_activations_from_files_need_no_data() -> None:
+    found = config("target_model=activations", "target_model.path=x.npy")
+    assert found["data"] == {"_target_": "sae_sweeps.data.none.NoData"}
+
+
+# --- Values --------------------------------------------------------------------------------
+
+
+def test_values_get_their_declared_types() -> None:
+    found = config("training.tokens=1e6", "training.lr=1", "k=8", "architecture.l1_coef=2")
+    assert found["training"]["tokens"] == 1_000_000
+    assert type(found["training"]["tokens"]) is int
+    assert type(found["training"]["lr"]) is float
+    assert type(found["k"]) is float and type(found["allocator"]["k"]) is int
+    assert type(found["architecture"]["l1_coef"]) is float
+
+
+def test_shares_follow_the_tokens() -> None:
+    for tokens in ("1000000", "1e6"):
+        found = config(f"training.tokens={tokens}", "training.warmup_tokens=${share:0.123456789}")
+        assert found["training"]["warmup_tokens"] == 123457
+
+
+HINTS = (int, float, bool, str, int | None, list[str], dict[str, int], Literal["a", "b"])
+MORE = (float | Literal["auto"], list[float] | None)
+
+
+def belongs(value: Any, hint: Any) -> bool:
+    """Say naively whether a value is of a type."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is list:
+        return type(value) is list and all(belongs(v, get_args(hint)[0]) for v in value)
+    if origin is dict:
+        return type(value) is dict and all(belongs(v, get_args(hint)[1]) for v in value.values())
+    if get_args(hint):
+        return any(belongs(value, part) for part in get_args(hint))
+    return type(value) is hint and not (hint is float and not math.isfinite(value))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(value=VALUES, hint=st.sampled_from(HINTS + MORE))
+def test_fit_gives_the_type_or_refuses(value: Any, hint: Any) -> None:
+    text = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    tree = ast.parse(text.replace("typing.", ""), mode="eval").body
+    try:
+        fitted = build.fit(value, tree)
+    except TypeError:
+        assert not belongs(value, hint)
+    else:
+        assert belongs(fitted, hint)
+        assert fitted == value  # 1 == 1.0: types change, values never
+
+
+def test_hints_of_the_property_are_what_python_reads() -> None:
+    def example(*, x: float | Literal["auto"]) -> None: ...
+
+    assert get_origin(get_type_hints(example)["x"]) is Union
+
+
+@settings(max_examples=300)
+@given(
+    node=st.dictionaries(
+        st.sampled_from(["_target_", "k", "kk"]) | st.text(max_size=4) | st.integers(),
+        VALUES
+        | st.sampled_from([NODE["_target_"], "os.path.join", "json", "a..b", ".x", "sys.exit", ""])
+        | st.text(string.ascii_letters + "._", max_size=8).map(lambda text: f"zz_{text}"),
+        max_size=4,
+    )
+)
+def test_check_raises_nothing_but_config_errors(node: dict[Any, Any]) -> None:
+    try:
+        found = check("allocator", node)
+    except ConfigError as error:
+        assert str(error).startswith("allocator") and "\n" not in str(error)
+    else:
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("class A:\n    def __init__(self, *, x): ...", "its option 'x' has no type"),
+        ("class A:\n    def __init__(self, *, x: bytes): ...", "allocator.x has the type bytes"),
+        ("class B: ...", "defines no 'A'. Did"),
+        ("class A(:", "cannot be read"),
+    ],
+)
+def test_a_class_that_cannot_be_an_option(
+    source: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"variant_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        check("allocator", {"_target_": f"{name}.A", "x": 1})
+    assert complaint in str(error.value)
+
+
+# --- Override grammar ----------------------------------------------------------------------
+
+WORDS = st.text(string.ascii_letters, min_size=1, max_size=4).filter(
+    lambda word: word.lower() not in ("null", "true", "false", "nan", "inf")
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
+
+
+@given(
+    value=st.recursive(
+        SCALARS | TEXT,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=2),
+        max_leaves=4,
+    )
+)
+def test_literal_is_read_back_as_the_same_value(value: Any) -> None:
+    override = OverridesParser.create().parse_override(f"key={literal(value)}")
+    assert not override.is_sweep_override()
+    read = override.value()
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize("text", ["a,b", "1", "null", "range(1,3)", "a'b", "a\\", "\\'", "[1]", ""])
+def test_texts_that_look_like_something_else_stay_texts(text: str) -> None:
+    override = OverridesParser.create().parse_override(f"key={literal(text)}")
+    assert not override.is_sweep_override() and override.value() == text
+
+
+# --- Identity ------------------------------------------------------------------------------
+
+SAME = [
+    ["training.lr=1e-3", "training.lr=0.001", "training.lr=0.0010"],
+    ["training.tokens=1e6", "training.tokens=1000000"],
+    ["aux_loss.coef=1", "aux_loss.coef=1.0"],
+    ["k=8", "k=8.0"],
+    ["architecture.l1_coef=0.0", "architecture.l1_coef=-0.0"],
+    ["device=auto", "device=cpu", "threads=2", "name=x", "tracking=off", "evaluation.tokens=20000"],
+    ["method=relu architecture.target_l0=8 k=4", "method=relu architecture.target_l0=8 k=5"],
+    ["method=topk", "method=none"],
+]
+OTHER = [
+    *("seed=1", "k=8", "allocator.k=8", "d_sae=512", "training.lr=1e-5", "stream.seed=1"),
+    *("training.beta2=0.99", "method=gated", "aux_loss=none", "data.context_tokens=64"),
+    *("target_model.hook=blocks.0.hook_resid_post", "allocator=mutual_choice"),
+]
+
+
+@pytest.mark.parametrize("spellings", SAME, ids=lambda spellings: spellings[0])
+def test_what_means_the_same_has_one_identity(spellings: list[str]) -> None:
+    assert len({identity(config(*words.split())) for words in spellings}) == 1
+
+
+def test_what_changes_the_weights_has_another_identity() -> None:
+    found = [identity(config(words)) for words in ["name=base", *OTHER]]
+    assert len(set(found)) == len(found)
+
+
+def test_a_changed_default_in_yaml_changes_the_identity() -> None:
+    cfg = composed()
+    before = identity(checked(cfg))
+    OmegaConf.set_struct(cfg, False)
+    cfg.training.beta1 = 0.5
+    assert identity(checked(cfg)) != before
+
+
+def test_a_stream_is_shared_by_what_reads_the_same_batches() -> None:
+    base = stream_identity(config())
+    for word in ("seed=1", "method=gated", "k=4", "training.lr=1e-4", "training.tokens=400000"):
+        assert stream_identity(config(word)) == base
+    for word in ("stream.seed=1", "stream.batch_tokens=512", "target_model.rows_per_forward=1"):
+        assert stream_identity(config(word)) != base
+
+
+def test_the_resolver_names_the_run_as_the_launcher_does() -> None:
+    cfg = composed("method=gated", "k=4", "tracking=off", "name=x")
+    choices = dict(cfg.hydra.runtime.choices)
+    name = run_name(checked(cfg), choices)
+    assert cfg.hydra.sweep.subdir == f"runs/{name}"
+    assert cfg.hydra.sweep.dir == "outputs/x"
+    assert name.startswith("gated-k4-s0-")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "allocator", "aux_loss", "expected"),
+    [
+        ("relu", "none", "none", "relu"),
+        ("gated", "none", "none", "gated"),
+        ("relu", "token_choice", "aux_k", "token_choice + aux_k"),
+        ("gated", "mutual_choice", "none", "gated × mutual_choice"),
+        ("jumprelu", "none", "aux_k", "jumprelu + aux_k"),
+    ],
+)
+def test_labels_come_from_the_groups(
+    architecture: str, allocator: str, aux_loss: str, expected: str
+) -> None:
+    choices = {"architecture": architecture, "allocator": allocator, "aux_loss": aux_loss}
+    assert label(choices) == expected
+
+
+# --- Budgets -------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    d_sae=st.integers(1, 200),
+    share=st.floats(0.01, 1),
+    exponent=st.floats(0, 3),
+    shift=st.floats(0, 50),
+)
+def test_the_rarest_density_is_what_water_filling_leaves(
+    d_sae: int, share: float, exponent: float, shift: float
+) -> None:
+    k = max(share * d_sae, 0.1)
+    weights = [(rank + shift) ** -exponent for rank in range(1, d_sae + 1)]
+    low, high = 0.0, 2 / weights[-1] + 1
+    for _ in range(200):  # bisection on C, against the closed form
+        middle = (low + high) / 2
+        enough = sum(min(1.0, middle * weight) for weight in weights) >= k
+        low, high = (low, middle) if enough else (middle, high)
+    expected = min(1.0, high * weights[-1])
+    found = rules.rarest_density(d_sae, k, exponent, shift)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
