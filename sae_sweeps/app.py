@@ -52,6 +52,9 @@ def run(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             complain("interrupted")
             return 130
+        except BrokenPipeError:  # the reader of `sae-sweeps --help | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except Exception as error:
             if wants_traceback or not is_users(error):
                 raise

@@ -7,6 +7,7 @@ Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -52,17 +53,27 @@ class SparseActs:
         zeros = self.values.new_zeros(self.shape[0] * self.shape[1])
         return zeros.scatter(0, self.flat, self.values).view(self.shape)
 
-    def l0_per_token(self) -> Int[Tensor, " batch"]:
-        """Active latents of each token: strictly positive activations."""
-        if self.flat is None:
-            return (self.values > 0).sum(1)
-        return torch.bincount(self.tokens[self.values > 0], minlength=self.shape[0])
+    @cached_property
+    def active(self) -> Bool[Tensor, " n"] | Bool[Tensor, "batch d_sae"]:
+        """Which entries of `values` are activations: the strictly positive ones."""
+        return self.values > 0
 
+    @cached_property
     def tokens_per_latent(self) -> Int[Tensor, " d_sae"]:
         """Tokens on which each latent is active."""
         if self.flat is None:
-            return (self.values > 0).sum(0)
-        return torch.bincount(self.latents[self.values > 0], minlength=self.shape[1])
+            return self.active.sum(0)
+        return torch.bincount(self.latents[self.active], minlength=self.shape[1])
+
+    def l0_per_token(self) -> Int[Tensor, " batch"]:
+        """Active latents of each token."""
+        if self.flat is None:
+            return self.active.sum(1)
+        return torch.bincount(self.tokens[self.active], minlength=self.shape[0])
+
+    def l0(self) -> Float[Tensor, ""]:
+        """Mean active latents per token."""
+        return self.tokens_per_latent.sum() / self.shape[0]
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Wandb(Tracking):
         self._where = {"project": project, "entity": entity}
         self._requested = os.environ.get("WANDB_MODE") or mode
         self._mode: str | None = None
+        self._folder = Path()
         self._tags = tags
         self._mirrors: list[_Mirror] = []
         self._lock = threading.Lock()  # one start at a time; the first may change the mode
@@ -166,15 +167,16 @@ class Wandb(Tracking):
     def start(self, options: dict[str, Any]) -> Any:
         """Open a W&B run as decided, else offline; None if neither works."""
         with self._lock, self.reporting():
+            self._folder = options["dir"] / "wandb"
             if self._mode is None:
-                self._mode, why = _decide(self._requested, options["dir"])
+                self._mode, why = _decide(self._requested, self._folder)
                 if why:
-                    self._go_offline(why, options["dir"])
+                    self._go_offline(why)
             if self._mode == "online":
                 try:
                     return self._init(options)
                 except Exception as error:
-                    self._go_offline(_line(error), options["dir"])
+                    self._go_offline(_line(error))
                     if self._started == 0:
                         import wandb
 
@@ -189,6 +191,9 @@ class Wandb(Tracking):
         """Swallow exceptions, and tell the log of the first of each kind."""
         try:
             yield
+        except TimeoutError:
+            if self._mode == "online":  # and no other run or report shall wait as long again
+                self._go_offline(f"the server did not take all rows in {FINISH_LIMIT_S:.0f} s")
         except Exception as error:  # W&B raises what it likes, and training must go on
             self._failures[type(error).__name__] += 1
             if self._failures[type(error).__name__] == 1:
@@ -216,9 +221,9 @@ class Wandb(Tracking):
             logger.info("W&B: online, %s, group %s", run.project_url, options["group"])
         return run
 
-    def _go_offline(self, why: str, folder: Path) -> None:
+    def _go_offline(self, why: str) -> None:
         self._mode = "offline"
-        path = os.path.relpath(folder / "wandb")
+        path = os.path.relpath(self._folder)
         advice = f"look with `wandb leet {path}`, upload with `wandb sync {path}`"
         logger.info("W&B: offline (%s); %s", why, advice)
 
@@ -301,7 +306,7 @@ def _log_report(summary: Summary, run: Any) -> None:
 def _decide(requested: str, folder: Path) -> tuple[str, str]:
     """Prepare W&B and choose online or offline, with the reason for offline."""
     for name in ("DATA", "CACHE", "ARTIFACT"):  # staged files would fill the home folder's quota
-        os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / f".{name.lower()}"))
+        os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / f".{name.lower()}"))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it calls home in offline mode too
     import wandb
     from wandb.sdk.lib import wbauth

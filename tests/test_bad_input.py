@@ -97,6 +97,7 @@ BAD: dict[str, list[str]] = {
     "evaluation differs between points": ["evaluation.tokens=20000,30000"],
     "k is given twice: k=1 and k=2.": ["k=1", "k=2"],
     "allocator.k is given twice: allocator.k=": ["allocator.k=1", "allocator.k=2"],
+    "training.lr=interval(0,1) has no single values": ["training.lr=interval(0,1)"],
     "an axis has no values": ["seed=range(3,3)"],
     "Sweeping over Hydra's configuration is not supported": ["hydra.launcher.progress=off,auto"],
     # grammar, interpolation, flags

@@ -207,6 +207,8 @@ def test_the_derived_name_is_the_same_for_a_repeated_and_an_extended_command(
     assert run("-m", "k=4,8,32") == 0  # 4 and 8 are finished and lie in the same folder
     assert [config["k"] for config in configs(trainer)] == [32.0]
     assert sweep_name(trainer) == name
+    assert run("name=null", "k=64") == 0
+    assert sweep_name(trainer) == name
     assert run("-m", "k=2", f"training.tokens={tokens}", "device=cpu") == 0
     assert sweep_name(trainer) == name
 

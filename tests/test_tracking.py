@@ -21,7 +21,7 @@ from wandb_offline import OfflineRun, read, read_all
 
 from sae_sweeps import tracking
 from sae_sweeps.run import Run
-from sae_sweeps.tracking import Off, Summary, TrackedRun, Tracking, Wandb
+from sae_sweeps.tracking import Summary, TrackedRun, Tracking, Wandb
 
 KEY = "k" * 40
 DEAD = "http://127.0.0.1:9"
@@ -315,12 +315,13 @@ def test_a_dead_server_means_offline_within_seconds(
 
 
 def test_a_server_that_breaks_down_means_offline(tmp_path: Path, backend: Backend) -> None:
-    backend.refuse = lambda name: 503
+    backend.refuse = lambda _: 503
     assert decided(tmp_path, "auto")[0] == "offline"
 
 
 def test_a_live_server_means_online(tmp_path: Path, backend: Backend) -> None:
     assert decided(tmp_path, "auto")[0] == "online"
+    assert len(backend.runs) == 1
 
 
 @pytest.mark.parametrize(("variable", "where"), [("disabled", "nowhere"), ("offline", "offline")])
@@ -333,7 +334,10 @@ def test_the_environment_wins(
 
 
 def test_a_server_that_dies_costs_training_nothing(
-    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], list[str]],
 ) -> None:
     monkeypatch.setattr(tracking, "FINISH_LIMIT_S", 2.0)
     runs = [new_run(tmp_path / "sweep", index) for index in range(4)]
@@ -355,6 +359,11 @@ def test_a_server_that_dies_costs_training_nothing(
     mirrors.close()
     assert time.monotonic() - start < 6
     assert sorted(seconds)[int(0.99 * len(seconds))] < 0.050
+    assert sum("the server did not take all rows in 2 s" in line for line in said()) == 1
+    start = time.monotonic()
+    mirrors.summarise(summary_of(tmp_path / "sweep"))
+    assert time.monotonic() - start < 3, "the report waits for the dead server again"
+    assert list((tmp_path / "sweep/wandb").glob("offline-run-*-sweep-summary-*"))
     wandb.teardown()
     kept = {run.fields["name"]: run for run in map(read, (tmp_path / "sweep/wandb").glob("run-*"))}
     for run in runs:
@@ -442,7 +451,9 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     mirrors.close()
 
 
-def test_files_for_upload_stay_in_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_for_upload_stay_in_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_CACHE_DIR")
     sweep = tmp_path / "sweep"
     tracker("offline").summarise(summary_of(sweep))

@@ -7,6 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
+RATE = 0.25
+"""Share of the mismatch that the level takes in per horizon: L0 answers a threshold about sixfold."""
+
+
 class TokenAverage(nn.Module):
     """Exponential average of vectors of which only some entries are known at each step.
 
@@ -56,7 +60,7 @@ class ThresholdLevel(nn.Module):
     def update(self, passed: Int[Tensor, ""], kept: Int[Tensor, ""], tokens: int) -> None:
         """Take in how many pairs of a batch passed the thresholds and how many the allocation kept."""
         ratio = (passed.clamp(min=1) / kept.clamp(min=1)).log().clamp(-1, 1)
-        self.log_level += ratio * (tokens / self.horizon_tokens)
+        self.log_level += ratio * (RATE * tokens / self.horizon_tokens)
 
     def value(self) -> Tensor:
         """The factor, a scalar."""

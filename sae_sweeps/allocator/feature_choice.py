@@ -116,7 +116,7 @@ class FeatureChoice(Allocator):
 
     def observe(self, step: Step, progress: Progress) -> None:
         batch = step.x.shape[0]
-        fired = step.acts.tokens_per_latent()
+        fired = step.acts.tokens_per_latent
         self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
         passed = (step.affinities > self.threshold()).sum()
         self.level.update(passed, fired.sum(), batch)

@@ -42,7 +42,7 @@ class Coefficient(nn.Module):
         self.target_l0 = target_l0
         first = FIRST if self.steered else (0.0 if coef == "auto" else coef)
         self.register_buffer("log_value", torch.tensor(first, dtype=torch.float64).log())
-        self.register_buffer("log_l0", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("log_l0", torch.tensor(math.inf, dtype=torch.float64))
 
     @property
     def value(self) -> Tensor:
@@ -53,8 +53,8 @@ class Coefficient(nn.Module):
         """Steer by the L0 of the last batch."""
         if not self.steered or progress.tokens > FREEZE_AT * progress.tokens_total:
             return
-        log_l0 = step.acts.l0_per_token().double().mean().clamp(min=0.1).log()
-        change = torch.nan_to_num(log_l0 - self.log_l0)
+        log_l0 = step.acts.l0().double().clamp(min=0.1).log()
+        change = torch.where(self.log_l0.isfinite(), log_l0 - self.log_l0, 0.0)
         error = (log_l0 - math.log(self.target_l0)).clamp(-1, 1)
         self.log_value += GAIN * progress.lr * (error + DAMPING * change)
         self.log_l0.copy_(log_l0)

@@ -49,8 +49,8 @@ class Gated(Architecture):
         gate = shared + self.b_gate
         affinities = gate.detach()
         selection = self.allocator(affinities)
-        magnitude = self.r_mag.exp() * shared + self.b_mag
-        acts = selection.of(torch.where(gate > 0, magnitude, 0.0))
+        magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), shared)
+        acts = selection.of(magnitude.where(gate > 0, 0.0))
         recon = decode(acts, self.W_dec) + self.b_dec
         budgeted = self.allocator.sets_budget
         return Step(x, gate, affinities, selection, acts, recon, self.W_dec, dead, budgeted)

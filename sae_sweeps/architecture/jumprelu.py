@@ -30,21 +30,21 @@ class Jump(torch.autograd.Function):
         return torch.where(u > theta, grad, 0.0), theta_grad, None
 
 
-class Active(torch.autograd.Function):
-    """1[u > theta]; its theta-gradient is -(1 / bandwidth) * 1[|u - theta| < bandwidth / 2]."""
+class L0(torch.autograd.Function):
+    """mean over tokens of sum 1[u > theta]; an entry's theta-gradient is -(1 / bandwidth) * 1[near theta]."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(u, theta)
         ctx.bandwidth = bandwidth
-        return (u > theta).to(u.dtype)
+        return (u > theta).sum() / len(u)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         (grad,) = grads
         u, theta = ctx.saved_tensors
         near = (u - theta).abs() < ctx.bandwidth / 2
-        return None, torch.where(near, grad, 0.0).sum(0) * (-1 / ctx.bandwidth), None
+        return None, near.sum(0) * (-grad / ctx.bandwidth / len(u)), None
 
 
 @final
@@ -95,8 +95,7 @@ class JumpReLU(Architecture):
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         if self.l0_coef == 0:
             return step.x.new_zeros(())
-        active = Active.apply(step.pre_acts, self.log_threshold.exp(), self.bandwidth)
-        l0 = active.sum() / step.x.shape[0]
+        l0 = L0.apply(step.pre_acts, self.log_threshold.exp(), self.bandwidth)
         return self.l0_coef * (l0 / self.target_l0 - 1) ** 2
 
     @torch.no_grad()

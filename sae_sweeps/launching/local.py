@@ -150,6 +150,7 @@ def _train_pack(
     """Train one pack; only the first may still refuse the whole launch, before it wrote."""
     from sae_sweeps.training.pack import train_pack
 
+    display.names = [f"{r.label}, k {r.config['k']:g}, seed {r.config['seed']}" for r in pack]
     try:
         return train_pack(pack, tracking, display, on_ready=lambda: writer.ready(pack))
     except Exception as error:

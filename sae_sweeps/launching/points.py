@@ -1,13 +1,17 @@
 """The sweeper: axes, paired points, and every point checked before the first one starts."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from sae_sweeps.config import default_name
@@ -35,12 +39,11 @@ def _quoted(value: Any) -> Any:
     return value
 
 
-class PointsSweeperBase(BasicSweeper):
+class PointsSweeperBase(Sweeper):
     """Expands `params` x `points` x the command line; the later of two values for a key wins."""
 
     def __init__(self, params: Any = None, points: Any = None) -> None:
         """Take `params`, an axis per key, and `points`, mappings of paired values."""
-        super().__init__(max_batch_size=None)
         self.axes = _plain(params, {})
         self.pairs = _plain(points, []) or [{}]
         if not isinstance(self.axes, dict):
@@ -48,6 +51,15 @@ class PointsSweeperBase(BasicSweeper):
         is_list = isinstance(self.pairs, list)
         if not is_list or not all(isinstance(pair, dict) for pair in self.pairs):
             raise ConfigError("hydra.sweeper.points must be a list of mappings: [{k: 4}, {k: 8}].")
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra hands to every sweeper."""
+        self.context, self.master = hydra_context, config
+        self.jobs: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def expand(self, arguments: list[str]) -> list[list[str]]:
         """Return the overrides of every point, without repetition."""
@@ -59,20 +71,19 @@ class PointsSweeperBase(BasicSweeper):
             paired = self._parse([f"{key}={literal(value)}" for key, value in pair.items()])
             for override in [*axes, *paired]:
                 _refuse_in_file(override)
-            batch += self.split_arguments([*axes, *paired, *typed], None)[0]
+            batch += _crossed([*axes, *paired, *typed])
         if not batch:
             raise ConfigError("an axis has no values, so there is nothing to train.")
         return [list(point) for point in dict.fromkeys(map(tuple, batch))]
 
     def sweep(self, arguments: list[str]) -> Any:
         """Check every point, launch them, and exit with 2 if some failed."""
-        assert self.config is not None and self.hydra_context is not None
         batch = self.expand(arguments)
         self._settle_name(arguments)
-        batch = [[*point, *self._named(point)] for point in batch]
-        points = compose(self.hydra_context, self.config, batch)
-        if isinstance(self.launcher, ConfigLauncher):
-            returns = self.launcher.launch_configs(points)
+        batch = [self._named(point) for point in batch]
+        points = compose(self.context, self.master, batch)
+        if isinstance(self.jobs, ConfigLauncher):
+            returns = self.jobs.launch_configs(points)
         else:
             returns = self._launch_elsewhere(batch)
         if any(job.status is not JobStatus.COMPLETED for job in returns):
@@ -81,40 +92,54 @@ class PointsSweeperBase(BasicSweeper):
 
     def _launch_elsewhere(self, batch: list[list[str]]) -> Sequence[JobReturn]:
         """Let a stock launcher run the points, and draw the report that ours draws itself."""
-        assert self.launcher is not None and self.config is not None
         try:
-            returns = self.launcher.launch(batch, initial_job_idx=0)
+            returns = self.jobs.launch(batch, initial_job_idx=0)
         except Exception as error:
             if is_users(error):
                 raise
             # A job that died hard raises here, when others may well have finished.
-            tell_failures([(type(self.launcher).__name__, error)])
+            tell_failures([(type(self.jobs).__name__, error)])
             raise SystemExit(2) from None
         from sae_sweeps.pareto.report import report
 
         failed = [job for job in returns if job.status is not JobStatus.COMPLETED]
         tell_failures([(" ".join(job.overrides or []), _error(job)) for job in failed])
         if len(failed) < len(returns):
-            report(Path(str(self.config.hydra.sweep.dir)).absolute())
+            report(Path(str(self.master.hydra.sweep.dir)).absolute())
         return returns
 
     def _parse(self, lines: list[str]) -> list[Override]:
-        assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
+        loader = self.context.config_loader
         return OverridesParser.create(config_loader=loader).parse_overrides(lines)
 
     def _settle_name(self, arguments: list[str]) -> None:
         """Derive the name once: composed point by point, each would derive another."""
-        assert self.config is not None
-        if self.config.get("name") is None:
+        if self.master.get("name") is None:
             fixed = [text for o in self._parse(arguments) for text in _fixed(o)]
-            with read_write(self.config), open_dict(self.config):
-                self.config.name = default_name(self.config, fixed)
+            with read_write(self.master), open_dict(self.master):
+                self.master.name = default_name(self.master, fixed)
 
     def _named(self, point: list[str]) -> list[str]:
-        assert self.config is not None
-        has_name = any(override.startswith("name=") for override in point)
-        return [] if has_name else [f"name={literal(self.config.name)}"]
+        others = [override for override in point if not override.startswith("name=")]
+        return [*others, f"name={literal(self.master.name)}"]
+
+
+def _crossed(overrides: list[Override]) -> list[list[str]]:
+    """Take every combination of the axes; of several overrides of a key the last one counts."""
+    axes: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        axes[key] = [f"{key}={value}" for value in _values(override)]
+    return [list(point) for point in product(*axes.values())]
+
+
+def _values(override: Override) -> list[str]:
+    """Write an override's values in override grammar; a plain value is an axis of one."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line} has no single values; give a list or a range.")
+    return list(override.sweep_string_iterator())
 
 
 def _error(job: JobReturn) -> BaseException | None:
@@ -136,7 +161,7 @@ def _fixed(override: Override) -> list[str]:
     """Give an axis of one value, which the base config does not hold (see `app.loosened`)."""
     if not override.is_sweep_override():
         return []
-    values = list(override.sweep_string_iterator())
+    values = _values(override)
     return [f"{override.key_or_group}={values[0]}"] if len(values) == 1 else []
 
 

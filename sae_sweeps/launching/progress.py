@@ -36,13 +36,15 @@ class Display(ABC):
         self.ended, self.done, self.failed = 0, 0, 0
         self.share = 0
         self.lock = threading.Lock()
+        self.names: list[str] = []
         self.rows: list[Row] = []
         self.text = ""
         self.since: float | None = None
 
     def started(self, total_tokens: int, labels: list[str]) -> None:
-        """Begin a pack of runs, whose tokens sum to `total_tokens`."""
-        self.rows = [Row(label) for label in labels]
+        """Begin a pack of runs, whose tokens sum to `total_tokens`; `names` tell them apart."""
+        names = self.names if len(self.names) == len(labels) else labels
+        self.rows = [Row(name) for name in names]
         self.share = total_tokens // max(len(labels), 1)
         self.text = "training"
         self.since = self.since or time.monotonic()

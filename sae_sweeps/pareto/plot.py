@@ -32,8 +32,8 @@ class Panel:
 
     measure: str
     title: str
+    better: str
     scale: float = 1.0
-    maximise: bool = False
     ranked: bool = True
     """Whether a frontier makes sense: few dead latents are no achievement at low L0."""
     floor: float | None = None
@@ -43,9 +43,9 @@ class Panel:
 
 
 PANELS = (
-    Panel("fvu", "FVU  (lower is better)", sane=(-1e9, 1.2)),
-    Panel("ce_recovered", "CE recovered  (higher is better)", maximise=True, sane=(0.0, 1e9)),
-    Panel("dead_frac", "dead latents, %  (lower is better)", 100.0, ranked=False, floor=0.0),
+    Panel("fvu", "FVU", "lower", sane=(-1e9, 1.2)),
+    Panel("ce_recovered", "CE recovered", "higher", sane=(0.0, 1e9)),
+    Panel("dead_frac", "dead latents, %", "lower", scale=100.0, ranked=False, floor=0.0),
 )
 
 
@@ -90,7 +90,8 @@ def _draw_panel(
 ) -> None:
     everything = [setting for found in curves.values() for setting in found]
     if panel.ranked:
-        best = _vertices(frontier(everything, panel.measure, maximise=panel.maximise), panel)
+        maximise = panel.better == "higher"
+        best = _vertices(frontier(everything, panel.measure, maximise=maximise), panel)
         axes.scatter([x for x, *_ in best], [y for _, y, *_ in best], s=105, color=HALO, lw=0)
     for curve, found in curves.items():
         if vertices := _vertices(found, panel):
@@ -100,7 +101,11 @@ def _draw_panel(
     drawn = _vertices(everything, panel)
     _scale_l0(axes, [l0 for l0, *_ in drawn])
     _scale_measure(axes, panel, [end for _, _, *ends in drawn for end in ends])
-    axes.set_title(panel.title, size=9, color=INK, loc="left", pad=6)
+    low, high = axes.get_ylim()
+    shown = sum(low <= mean <= high for _, mean, *_ in drawn)
+    hidden = sum(bool(setting.values(panel.measure)) for setting in everything) - shown
+    note = f"{panel.better} is better" + (f"; {hidden} hidden" if hidden else "")
+    axes.set_title(f"{panel.title}  ({note})", size=9, color=INK, loc="left", pad=6)
     axes.set_xlabel("L0: active latents per token, mean", size=8, color=INK, labelpad=2)
     axes.tick_params(labelsize=8, color=FAINT, labelcolor=INK, length=3)
     axes.grid(True, color="#E9E9E9", lw=0.6)
@@ -134,7 +139,7 @@ def _scale_l0(axes: Axes, l0s: Sequence[float]) -> None:
 
 
 def _scale_measure(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
-    """Show the sane values; FVU logarithmically where it spans much."""
+    """Show the sane values, FVU logarithmically where it spans much."""
     low, high = panel.sane
     kept = [value for value in values if low <= value <= high] or list(values) or [0.0, 1.0]
     bottom, top = min(kept), max(kept)
@@ -150,9 +155,6 @@ def _scale_measure(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
         margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 1.0
         axes.set_ylim(bottom - margin, top + margin)
         axes.yaxis.set_major_locator(MaxNLocator(6))
-    if any(value not in kept for value in values):
-        note = "some values are off the scale"
-        axes.set_title(note, size=7, color=FAINT, loc="right", pad=6)
 
 
 def _legend(figure: Figure, styles: Mapping[str, Style]) -> int:
@@ -199,8 +201,8 @@ def _model(point: Point) -> str:
     return " @ ".join(str(node[key]) for key in ("model", "hook", "path") if key in node)
 
 
-def _short(number: float) -> str:
+def _short(number: int) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
-    return f"{number:g}"
+    return str(number)

@@ -35,7 +35,7 @@ class Point:
     def get(self, measure: str) -> float | None:
         """Look a measure up; None when it was not measured or is not a number."""
         value = self.metrics.get(measure)
-        return value if value is not None and math.isfinite(value) else None
+        return float(value) if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _points(results: Mapping[str, dict[str, Any]]) -> list[Point]:
             label=result["label"],
             curve=curve,
             setting=curves.setting(result["config"]),
-            k=result["k"],
+            k=float(result["k"]),
             d_sae=result["d_sae"],
             seed=result["seed"],
             tokens=result["tokens"],

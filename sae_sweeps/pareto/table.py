@@ -69,7 +69,8 @@ def _results(sweep: str, curves: Mapping[str, list[Setting]], detail: int) -> Ta
         for column in COLUMNS
         if column.detail <= detail and any(setting.values(column.measure) for setting in found)
     ]
-    table = Table(title=f"Sweep {sweep}", caption=_caption(found, detail), caption_justify="left")
+    table = Table(title=Text(f"Sweep {sweep}"), caption=_caption(found, detail))
+    table.caption_justify = "left"
     table.add_column("method")
     for heading in ("k", *(column.heading for column in columns), "★"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -8,7 +8,6 @@ from typing import Any, Literal, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from sae_sweeps import embedded
 from sae_sweeps.interfaces import Data, Splice, TargetModel
@@ -95,8 +94,9 @@ class TransformerLens(TargetModel):
 
         with self.tap.set(replace):
             logits = self.bridge(tokens, return_type="logits")[:, 1:-1].float()
-        targets = tokens[:, 2:]
-        return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        targets = tokens[:, 2:, None]
+        # Twice as fast as cross_entropy, which wants the vocabulary in the middle.
+        return logits.logsumexp(-1) - logits.gather(-1, targets).squeeze(-1)
 
 
 class _Reached(Exception):

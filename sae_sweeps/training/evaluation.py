@@ -50,7 +50,7 @@ def measure(
     fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=x.device)
     for part in x.split(batch_tokens):
         step = sae(part, dead)
-        fired += step.acts.tokens_per_latent()
+        fired += step.acts.tokens_per_latent
         columns.append(
             (
                 step.acts.l0_per_token().float(),

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.trainer import Trainer
 
 
+@runtime_checkable
 class Display(Protocol):
     """Where a pack shows how far it is; runs are named by their index. Called from several threads."""
 
@@ -96,10 +97,12 @@ class Member:
         self._close(error, {}, "failed")
 
     def _train(self, batch: Float[Tensor, "batch d_in"]) -> None:
-        figures = self.trainer.step(batch)
+        before, after = self.trainer.tokens, self.trainer.tokens + len(batch)
+        every = self.training.log_every_tokens
+        logged = after // every > before // every or after >= self.total_tokens
+        figures = self.trainer.step(batch, wanted=logged)
         self.display.advance(self.index, len(batch))
-        tokens, every = self.trainer.tokens, self.training.log_every_tokens
-        if tokens // every > (tokens - len(batch)) // every or tokens >= self.total_tokens:
+        if logged:
             self._log(figures)
 
     def _log(self, figures: dict[str, Tensor]) -> None:

@@ -34,8 +34,8 @@ class Trainer:
         """Latents silent for the whole dead window."""
         return self.tokens_since_fired >= self.given.dead_window_tokens
 
-    def step(self, x: Float[Tensor, "batch d_in"]) -> dict[str, Tensor]:
-        """Train on one batch; the figures of the step as scalars still on the device."""
+    def step(self, x: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
+        """Train on one batch; the figures of the step, where `wanted`, as scalars on the device."""
         lr = learning_rate(self.tokens, len(x), self.given)
         step = self.sae(x, self.dead)
         error = (x - step.recon).pow(2).sum() / len(x)
@@ -45,12 +45,13 @@ class Trainer:
         loss.backward()
         grad_norm = self._update(lr)
         self._observe(step, lr)
-        l0 = step.acts.l0_per_token().float().mean()
+        if not wanted:
+            return {}
         variance = (x - x.mean(0)).pow(2).sum() / len(x)
         return {
             "train/loss": loss.detach(),
             "train/fvu": error.detach() / variance,
-            "train/l0": l0,
+            "train/l0": step.acts.l0(),
             "train/penalty": penalty.detach(),
             "train/aux_loss": aux_loss.detach(),
             "train/grad_norm": grad_norm,
@@ -76,7 +77,7 @@ class Trainer:
     def _observe(self, step: Step, lr: float) -> None:
         batch = len(step.x)
         self.tokens += batch
-        silent = step.acts.tokens_per_latent() == 0
+        silent = step.acts.tokens_per_latent == 0
         self.tokens_since_fired = torch.where(silent, self.tokens_since_fired + batch, 0)
         self.sae.observe(step, Progress(self.tokens, self.given.tokens, lr))
 

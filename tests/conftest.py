@@ -1,0 +1,27 @@
+"""What all tests share: nothing leaves the machine, and in CI no test is skipped unseen."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No W&B key or setting of the developer reaches a test."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With SAE_SWEEPS_NO_SKIPS set, a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("SAE_SWEEPS_NO_SKIPS") and skipped:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

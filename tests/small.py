@@ -1,0 +1,55 @@
+"""Small runs for tests: composed and checked like the command line's, trained in this process."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from sae_sweeps.config import checked, identity
+from sae_sweeps.run import Run
+from sae_sweeps.tracking import Off
+from sae_sweeps.training.pack import train_pack
+
+CONF = Path(__file__).parent.parent / "conf"
+
+SMALL = [
+    "name=small",
+    "tracking=off",
+    "d_sae=64",
+    "k=4",
+    "stream.batch_tokens=512",
+    "stream.chunk_tokens=1024",
+    "stream.calibration_tokens=1024",
+    "training.tokens=4096",
+    "evaluation.tokens=1024",
+    "evaluation.ce_tokens=256",
+    "device=cpu",
+]
+
+
+class Quiet:
+    """A display that shows nothing."""
+
+    def started(self, total_tokens: int, labels: list[str]) -> None: ...
+    def advance(self, run: int, tokens: int) -> None: ...
+    def metrics(self, run: int, figures: dict[str, float]) -> None: ...
+    def finished(self, run: int, status: str) -> None: ...
+    def stage(self, text: str) -> None: ...
+
+
+def small_run(folder: Path, *overrides: str) -> Run:
+    """The run that the small config with `overrides` describes, in a folder of its own."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*SMALL, *overrides], return_hydra_config=True)
+    config = checked(cfg)
+    choices: dict[str, Any] = OmegaConf.to_container(cfg.hydra.runtime.choices)  # pyright: ignore
+    name = identity(config)
+    return Run(name, "small", folder / name, config, choices, list(overrides))
+
+
+def train(*runs: Run) -> list[dict[str, Any] | Exception]:
+    """Train runs that share a stream."""
+    return train_pack(list(runs), Off(), Quiet())

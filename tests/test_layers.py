@@ -1,0 +1,70 @@
+"""Which module may import which: a module imports only from rows above its own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "sae_sweeps"
+
+ROWS = [
+    {"files", "run", "options"},
+    {"build"},
+    {"interfaces"},
+    {"metrics", "sparse"},
+    {"embedded"},
+    {"architecture", "allocator", "aux_loss", "target_model", "data"},
+    {"stream"},
+    {"tracking"},
+    {"training"},
+    {"pareto"},
+    {"config"},
+    {"rules", "sweep"},
+    {"launching"},
+    {"app", "commands"},
+    {"__main__"},
+]
+ROW = {name: number for number, names in enumerate(ROWS) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, by their first name below it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("sae_sweeps.")}
+
+
+def test_modules_import_only_from_rows_above() -> None:
+    checked, found = 0, list[str]()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        above = {name for names in ROWS[: ROW[here]] for name in names}
+        illegal = imported(path) - above - {here}
+        found += [f"{path.relative_to(PACKAGE)} imports {name}" for name in sorted(illegal)]
+        checked += 1
+    assert found == []
+    assert checked > 40
+
+
+def test_wandb_is_imported_in_one_place() -> None:
+    importing = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if any(line.strip().startswith(("import wandb", "from wandb")) for line in path.read_text().splitlines())
+    ]
+    assert importing == ["tracking.py"]
+
+
+def test_what_runs_before_training_does_not_load_torch() -> None:
+    modules = ["config", "rules", "sweep", "launching.points", "launching.local", "pareto.report"]
+    code = "import sys\n" + "".join(f"import sae_sweeps.{name}\n" for name in modules)
+    code += "heavy = {'torch', 'wandb', 'matplotlib', 'transformer_lens', 'datasets'}\n"
+    code += "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,111 @@
+"""Packs: company changes nothing, a failure stays alone, a repeated attempt starts clean."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from small import small_run, train
+from torch import Tensor
+
+from sae_sweeps.run import ConfigError, Run
+
+METHODS = ("relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice")
+WIDE = "stream.batch_tokens=1024"  # room for feature choice's budgets
+
+
+def runs_of_all_methods(folder: Path) -> list[Run]:
+    return [small_run(folder, f"method={method}", WIDE) for method in METHODS]
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return load_file(run.folder / "checkpoint" / "weights.safetensors")
+
+
+def rows(run: Run) -> list[dict[str, float]]:
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if not key.startswith("perf/")}
+        for line in lines
+    ]
+
+
+def assert_equal_runs(one: Run, other: Run) -> None:
+    """The same weights bit for bit, the same rows, the same figures."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.equal(theirs[name]), name
+    assert rows(one) == rows(other)
+    results = [json.loads((run.folder / "result.json").read_text()) for run in (one, other)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["batch"] == results[1]["batch"]
+
+
+def test_every_run_is_the_same_alone_and_packed(tmp_path: Path) -> None:
+    packed = runs_of_all_methods(tmp_path / "packed")
+    assert all(isinstance(outcome, dict) for outcome in train(*packed))
+    for run, alone in zip(packed, runs_of_all_methods(tmp_path / "alone"), strict=True):
+        train(alone)
+        assert_equal_runs(run, alone)
+
+
+def test_a_failing_member_leaves_and_changes_nothing(tmp_path: Path) -> None:
+    healthy = [small_run(tmp_path / "with", f"method={m}") for m in ("topk", "relu")]
+    broken = small_run(tmp_path / "with", "method=topk", "training.lr=1e30")
+    outcomes = train(healthy[0], broken, healthy[1])
+    assert isinstance(outcomes[1], FloatingPointError)
+    assert isinstance(outcomes[0], dict) and isinstance(outcomes[2], dict)
+    assert not (broken.folder / "result.json").exists()
+    assert "FloatingPointError" in json.loads((broken.folder / "failed.json").read_text())["error"]
+    log = (broken.folder / "run.log").read_text()
+    assert "Traceback (most recent call last)" in log and "FloatingPointError: the loss is" in log
+    for run, method in zip(healthy, ("topk", "relu"), strict=True):
+        alone = small_run(tmp_path / "alone", f"method={method}")
+        train(alone)
+        assert_equal_runs(run, alone)
+
+
+def test_members_may_differ_in_length_and_width(tmp_path: Path) -> None:
+    short = small_run(tmp_path, "training.tokens=1536", "d_sae=32")
+    long = small_run(tmp_path, "training.tokens=4096")
+    outcomes: list[Any] = train(short, long)
+    assert [outcome["tokens"] for outcome in outcomes] == [1536, 4096]
+    assert weights(short)["W_dec"].shape == (32, 128)
+
+
+def test_another_attempt_replaces_what_the_last_one_left(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    train(run)
+    first = rows(run)
+    (run.folder / "result.json").unlink()
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"tokens": 99')  # torn by a kill
+    (run.folder / "failed.json").write_text("{}")
+    train(run)
+    assert rows(run) == first
+    assert not (run.folder / "failed.json").exists()
+
+
+def test_seeds_act(tmp_path: Path) -> None:
+    runs = [small_run(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    train(*runs)
+    assert not weights(runs[0])["W_enc"].equal(weights(runs[1])["W_enc"])
+    other = small_run(tmp_path, "stream.seed=1")
+    train(other)
+    assert not weights(runs[0])["W_enc"].equal(weights(other)["W_enc"])
+
+
+def test_nothing_is_written_when_the_data_are_too_short(tmp_path: Path) -> None:
+    run = small_run(tmp_path, "training.tokens=1e9")
+    with pytest.raises(ConfigError, match=r"training\.tokens is 1000000000.*stream\.repeat"):
+        train(run)
+    assert not run.folder.exists()
+
+
+def test_nothing_is_written_when_the_hook_does_not_exist(tmp_path: Path) -> None:
+    run = small_run(tmp_path, "target_model.hook=blocks.1.hook_resid_pst")
+    with pytest.raises(ConfigError, match=r"target_model\.hook.*hook_resid_post"):
+        train(run)
+    assert not run.folder.exists()

@@ -1,0 +1,455 @@
+"""The report: frontiers against brute force, files against `result.json`, sweeps of all kinds."""
+
+import csv
+import io
+import json
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from sae_sweeps.pareto import curves
+from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
+from sae_sweeps.pareto.points import Point, by_curve, read, settings
+from sae_sweeps.pareto.report import report
+from sae_sweeps.run import Run
+from sae_sweeps.run import label as name_of
+from sae_sweeps.tracking import Off, Summary, TrackedRun, Tracking
+
+METHODS = {
+    "relu": ("relu", "none", "none", 1.5),
+    "gated": ("gated", "none", "none", 1.15),
+    "jumprelu": ("jumprelu", "none", "none", 1.05),
+    "topk": ("relu", "token_choice", "aux_k", 1.0),
+    "mutual": ("relu", "mutual_choice", "aux_k", 0.93),
+    "feature": ("relu", "feature_choice", "aux_k", 0.97),
+}
+
+
+def result(
+    method: str, k: int, seed: int, options: Mapping[str, Any], measured: bool
+) -> dict[str, Any]:
+    """Make up a `result.json` such as a run would leave."""
+    *chosen, level = METHODS[method]
+    choices: dict[str, str] = dict(
+        zip(("architecture", "allocator", "aux_loss"), chosen, strict=True)
+    )
+    rng = random.Random(f"{method} {k} {seed} {options}")
+    l0 = k * rng.uniform(0.9, 1.1)
+    fvu = level * 0.5 * l0**-0.55 * rng.uniform(0.97, 1.03)
+    config: dict[str, Any] = {
+        "name": "anything",
+        "seed": seed,
+        "k": float(k),
+        "d_sae": 1024,
+        "device": "auto",
+        "architecture": {"_target_": f"sae_sweeps.{choices['architecture']}", "target_l0": k},
+        "allocator": {"_target_": f"sae_sweeps.{choices['allocator']}", "k": k},
+        "target_model": {"_target_": "sae_sweeps.X", "model": "gelu-1l", "hook": "blocks.0.mlp"},
+        "tracking": {"mode": rng.choice(["auto", "offline"])},
+        "stream": {"seed": 7, "batch_tokens": 512},
+        "training": {"tokens": 524288, "lr": 0.001, "warmup_tokens": 26214},
+    }
+    for path, value in options.items():
+        *above, last = path.split(".")
+        node = config
+        for key in above:
+            node = node[key]
+        node[last] = value
+    metrics = {"l0": l0, "fvu": fvu, "mse": fvu * 3.1, "cosine": 1 - fvu / 2}
+    metrics |= {"dead_frac": max(0.0, rng.uniform(-0.05, 0.1)), "below_1e-4": 0.1, "l0_max": 4 * k}
+    batch = {key: value * 1.01 for key, value in metrics.items()}
+    if measured:
+        metrics |= {"ce": 3.1 + fvu, "delta_ce": fvu, "ce_recovered": 1 - fvu / 4.1}
+    return {
+        "version": 1,
+        "label": name_of(choices),
+        "choices": {**choices, "data": "embedded", "tracking": "wandb"},
+        "config": config,
+        "k": float(k),
+        "d_sae": config["d_sae"],
+        "seed": seed,
+        "tokens": 524288,
+        "metrics": metrics,
+        "batch": batch,
+        "train": {"dead_frac": 0.125, "dead_window_tokens": 26214, "l0": l0, "fvu": fvu},
+        "evaluation": {"tokens": 65536, "ce_tokens": 16384, "metrics_version": 1},
+        "cost": {"seconds": 12.5, "tokens_per_s": 41943.04, "threads": 2, "device": "cpu"},
+    }
+
+
+def write_sweep(
+    folder: Path,
+    methods: Sequence[str] = tuple(METHODS),
+    ks: Sequence[int] = (4, 8, 16, 32),
+    seeds: Sequence[int] = (0,),
+    options: Sequence[Mapping[str, Any]] = ({},),
+    measured: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Write a sweep's runs, and give their results by run."""
+    results: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        for k in ks:
+            for seed in seeds:
+                for extra in options:
+                    run = f"{method}-k{k}-s{seed}-{len(results):08x}"
+                    content = result(method, k, seed, extra, measured)
+                    results[run] = {**content, "run": run, "sweep": folder.name}
+                    (folder / "runs" / run).mkdir(parents=True)
+                    (folder / "runs" / run / "result.json").write_text(json.dumps(results[run]))
+    return results
+
+
+def write_failure(folder: Path, run: str, error: str) -> None:
+    (folder / "runs" / run).mkdir(parents=True)
+    (folder / "runs" / run / "failed.json").write_text(json.dumps({"error": error}))
+
+
+def point(l0: float, fvu: float, seed: int = 0, setting: str | None = None) -> Point:
+    metrics: dict[str, float | int] = {"l0": l0, "fvu": fvu}
+    place = setting or f"{l0} {fvu}"
+    return Point("run", "relu", "relu", place, 1.0, 8, seed, 1, metrics, {})
+
+
+def printed(folder: Path, width: int = 200, tracking: Tracking | None = None) -> str:
+    """Report, and give what stood in the terminal."""
+    text = io.StringIO()
+    report(folder, tracking or Off(), Console(file=text, width=width))
+    return text.getvalue()
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "pareto.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+coordinate = st.one_of(
+    st.integers(0, 4).map(float), st.floats(allow_infinity=True, allow_nan=True), st.none()
+)
+
+
+@given(st.lists(st.tuples(coordinate, coordinate), max_size=30))
+def test_frontier_equals_brute_force(places: list[tuple[float | None, float | None]]) -> None:
+    def known(place: tuple[float | None, float | None]) -> bool:
+        return all(value is not None and not math.isnan(value) for value in place)
+
+    def beats(one: Any, other: Any) -> bool:
+        return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+    expected = [
+        known(place) and not any(known(rival) and beats(rival, place) for rival in places)
+        for place in places
+    ]
+    assert non_dominated([x for x, _ in places], [y for _, y in places]) == expected
+
+
+def test_frontier_maximises_where_more_is_better(tmp_path: Path) -> None:
+    write_sweep(tmp_path, methods=["topk", "mutual"])
+    found = settings(read(tmp_path).points)
+    least = frontier(found, "fvu")
+    most = frontier(found, "ce_recovered", maximise=True)
+    assert least == most  # since CE recovered falls with FVU in these results
+    assert 0 < len(least) < len(found)
+
+
+positive = st.floats(0.5, 1e4, allow_subnormal=False)
+
+
+@given(st.dictionaries(positive, st.floats(0, 2), min_size=1, max_size=8), positive)
+def test_interpolation(curve: dict[float, float], l0: float) -> None:
+    points = [point(x, y) for x, y in curve.items()]
+    for x, y in curve.items():
+        assert fvu_at_l0(points, x) == y
+    found = fvu_at_l0(points, l0)
+    if not min(curve) <= l0 <= max(curve):
+        assert found is None
+        return
+    left, right = max(x for x in curve if x <= l0), min(x for x in curve if x >= l0)
+    low, high = sorted((curve[left], curve[right]))
+    assert found is not None and low - 1e-12 <= found <= high + 1e-12
+
+
+@given(
+    st.lists(positive, min_size=2, max_size=6, unique=True),
+    st.lists(positive, min_size=2, max_size=10),
+)
+def test_interpolation_of_a_falling_curve_falls(l0s: list[float], asked: list[float]) -> None:
+    falling = [point(x, 1 / x) for x in l0s]
+    found = [fvu_at_l0(falling, l0) for l0 in sorted(asked)]
+    inside = [fvu for fvu in found if fvu is not None]
+    assert all(later <= sooner + 1e-12 for sooner, later in pairwise(inside))
+
+
+def test_interpolation_is_linear_in_log_l0_between_means_over_seeds() -> None:
+    points = [
+        point(4.0, 0.5, seed=0, setting="a"),
+        point(4.0, 0.3, seed=1, setting="a"),
+        point(64.0, 0.1, seed=0, setting="b"),
+    ]
+    assert fvu_at_l0(points, 16.0) == pytest.approx(0.25, abs=1e-12)
+    assert fvu_at_l0(points, 4.0) == pytest.approx(0.4, abs=1e-12)
+    assert fvu_at_l0(points, 3.999) is None and fvu_at_l0(points, 64.001) is None
+    assert fvu_at_l0([], 4.0) is None
+
+
+def test_equal_l0_is_compared_where_most_curves_reach() -> None:
+    reach = {"a": (4.0, 32.0), "b": (4.0, 32.0), "c": (16.0, 64.0)}
+    points = {curve: settings([point(l0, 1 / l0) for l0 in ends]) for curve, ends in reach.items()}
+    l0s, fvus = matched(points, [2.0, 4.0, 16.0, 32.0, 64.0])
+    assert l0s == [4.0, 16.0, 32.0]
+    assert fvus["c"][0] is None and fvus["c"][1] == 1 / 16
+    assert matched({"a": points["a"]}, [4.0]) == ([], {"a": []})
+
+
+def names(*configs: Mapping[str, Any], label: str = "relu") -> list[str]:
+    return curves.names([(label, config) for config in configs])
+
+
+def test_a_curve_is_named_after_what_parts_it_besides_the_dial_and_seeds() -> None:
+    def config(k: float, d_sae: int = 8, lr: float = 1e-3, **more: Any) -> dict[str, Any]:
+        return {"k": k, "d_sae": d_sae, "architecture": {"target_l0": k}, **more} | {
+            "training": {"lr": lr},
+            "aux_loss": {"k_aux": d_sae // 2},
+        }
+
+    assert names(config(4), config(8)) == ["relu", "relu"]
+    assert names(config(4, seed=0), config(4, seed=1, stream={"seed": 3})) == ["relu", "relu"]
+    assert names(config(4), config(4, 16), config(8), config(8, 16)) == [
+        "relu, d_sae=8",
+        "relu, d_sae=16",
+        "relu, d_sae=8",
+        "relu, d_sae=16",
+    ]
+    assert names(config(4), config(4, lr=1e-5)) == ["relu, lr=0.001", "relu, lr=1e-05"]
+    assert names(config(4, device="cpu"), config(4, tracking={"mode": "x"})) == ["relu", "relu"]
+    coefs = [config(4) | {"architecture": {"l1_coef": coef}} for coef in (0.1, 1.0, "auto")]
+    assert names(*coefs) == ["relu"] * 3
+
+
+def test_curves_of_one_method_say_nothing_about_the_others() -> None:
+    found = curves.names(
+        [
+            ("relu", {"k": 4, "training": {"lr": 0.1}}),
+            ("topk", {"k": 4, "training": {"lr": 0.2}}),
+            ("topk", {"k": 4, "training": {"lr": 0.3}}),
+        ]
+    )
+    assert found == ["relu", "topk, lr=0.2", "topk, lr=0.3"]
+    assert sorted(["w, d_sae=1024", "w, d_sae=512"], key=curves.order)[0] == "w, d_sae=512"
+
+
+def test_seeds_are_averaged_and_stay_apart_from_other_options(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path, ["relu"], seeds=(0, 1), options=[{"d_sae": 8}, {"d_sae": 16}])
+    found = by_curve(read(tmp_path).points)
+    assert list(found) == ["relu, d_sae=8", "relu, d_sae=16"]
+    for setting in [setting for curve in found.values() for setting in curve]:
+        fvus = [results[point.run]["metrics"]["fvu"] for point in setting.points]
+        assert {point.seed for point in setting.points} == {0, 1}
+        assert setting.mean("fvu") == pytest.approx(sum(fvus) / 2)
+        assert setting.spread("fvu") == pytest.approx(abs(fvus[0] - fvus[1]) / math.sqrt(2))
+
+
+def test_csv_reads_back_as_the_very_numbers_of_result_json(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path, seeds=(0, 1))
+    printed(tmp_path)
+    read_back = table(tmp_path)
+    assert {row["run"] for row in read_back} == set(results)
+    for row in read_back:
+        kept = results[row["run"]]
+        for section, prefix in (("metrics", ""), ("batch", "batch_"), ("train", "train_")):
+            for key, value in kept[section].items():
+                assert float(row[prefix + key]) == value, key
+        for key in ("k", "d_sae", "seed", "tokens"):
+            assert float(row[key]) == kept[key]
+        assert (row["label"], row["architecture"]) == (
+            kept["label"],
+            kept["choices"]["architecture"],
+        )
+        assert float(row["cost_tokens_per_s"]) == 41943.04
+        assert row["evaluation_tokens"] == "65536"
+    best = {
+        point.run
+        for setting in frontier(settings(read(tmp_path).points))
+        for point in setting.points
+    }
+    assert {row["run"] for row in read_back if row["frontier"] == "1"} == best
+    assert all(row["curve_frontier"] == "1" for row in read_back if row["frontier"] == "1")
+
+
+def test_the_report_of_a_sweep(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path)
+    write_failure(tmp_path, "bad-1", "loss became nan at 4,096 tokens")
+    (tmp_path / "runs" / "waiting").mkdir()
+    text = printed(tmp_path)
+    lines = text.splitlines()
+    for kept in results.values():
+        cells = (f"{kept['metrics']['l0']:.2f}", f"{kept['metrics']['fvu']:.4f}")
+        assert any(all(cell in line for cell in cells) for line in lines)
+    for said in ("65,536 held-out tokens", "26,214 tokens of training", "CE recovered", "★"):
+        assert said in text
+    assert "FVU at equal L0" in text and "L0 = 8" in text
+    assert "failed: bad-1: loss became nan at 4,096 tokens" in text
+    assert "without a result so far: 1 runs" in text
+    assert "token_choice + aux_k" in text and "Frontier of L0 and FVU" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pareto.csv", "pareto.png", "runs"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_the_table_fits_the_terminal_and_keeps_its_numbers(tmp_path: Path, width: int) -> None:
+    results = write_sweep(tmp_path, ["relu", "mutual"], seeds=(0, 1, 2))
+    text = printed(tmp_path, width)
+    assert max(len(line) for line in text.splitlines() if "│" in line) <= width
+    assert ("±" in text) == (width == 140)
+    fvus = [kept["metrics"]["fvu"] for run, kept in results.items() if "relu-k8-" in run]
+    assert f"{sum(fvus) / 3:.4f}" in text
+
+
+def colours(path: Path) -> set[str]:
+    """Give the picture's colours that more than twenty pixels have."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.int64) @ (1 << 16, 1 << 8, 1)
+    found, counts = np.unique(pixels, return_counts=True)
+    return {f"#{colour:06X}" for colour in found[counts > 20]}
+
+
+def test_the_picture_shows_every_curve(tmp_path: Path) -> None:
+    from sae_sweeps.pareto import plot
+
+    write_sweep(tmp_path / "one_seed")
+    write_sweep(tmp_path / "three_seeds", seeds=(0, 1, 2))
+    write_sweep(tmp_path / "no_model", measured=False)
+    for sweep in ("one_seed", "three_seeds", "no_model"):
+        printed(tmp_path / sweep)
+        path = tmp_path / sweep / "pareto.png"
+        with Image.open(path) as image:
+            assert image.size[0] == 1500 and 450 < image.size[1] < 560
+        assert set(plot.COLOURS[:6]) | {plot.HALO} <= colours(path)
+
+
+def test_without_a_model_there_is_no_word_of_ce(tmp_path: Path) -> None:
+    write_sweep(tmp_path, measured=False)
+    recorder = Recorder()
+    text = printed(tmp_path, tracking=recorder)
+    assert "CE" not in text
+    assert "ce_recovered" not in table(tmp_path)[0]
+    assert set(recorder.summaries[0].charts) == {"fvu", "dead_frac"}
+
+
+def test_one_run(tmp_path: Path) -> None:
+    write_sweep(tmp_path, ["relu"], ks=[16])
+    text = printed(tmp_path)
+    assert "equal L0" not in text and "1 of 1 settings" in text
+    assert len(table(tmp_path)) == 1
+    assert len(colours(tmp_path / "pareto.png")) > 3
+
+
+def test_odd_values_do_not_spoil_the_picture(tmp_path: Path) -> None:
+    for index, (l0, fvu, recovered) in enumerate([(0.0, 1.0, 0.0), (9.0, 40.0, -30.0)]):
+        content = result("gated", 64 + index, 0, {}, measured=True)
+        content["metrics"] |= {"l0": l0, "fvu": fvu, "ce_recovered": recovered}
+        (tmp_path / "runs" / f"odd-{index}").mkdir(parents=True)
+        (tmp_path / "runs" / f"odd-{index}" / "result.json").write_text(json.dumps(content))
+    printed(tmp_path)  # nothing else than odd values
+    write_sweep(tmp_path)
+    text = printed(tmp_path)
+    assert "40.0000" in text and len(table(tmp_path)) == 26
+
+
+@pytest.mark.parametrize("failures", [0, 3, 30])
+def test_no_result_no_plot(tmp_path: Path, failures: int) -> None:
+    (tmp_path / "runs").mkdir()
+    for index in range(failures):
+        write_failure(tmp_path, f"bad-{index:02}", "out of memory")
+    text = printed(tmp_path)
+    assert "no run has a result, so there is no plot" in text
+    assert text.count("out of memory") == min(failures, 10)
+    assert ("20 more" in text) == (failures == 30)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_results_that_cannot_be_read_are_told_and_left_out(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path, ["relu"])
+    torn, newer, lacking, retried = results
+    (tmp_path / "runs" / torn / "result.json").write_text("{")
+    newest = json.dumps({**results[newer], "version": 2})
+    (tmp_path / "runs" / newer / "result.json").write_text(newest)
+    (tmp_path / "runs" / lacking / "result.json").write_text('{"version": 1}')
+    (tmp_path / "runs" / retried / "failed.json").write_text('{"error": "of an earlier attempt"}')
+    text = printed(tmp_path)
+    assert [row["run"] for row in table(tmp_path)] == [retried]
+    assert text.count("unreadable") == 3 and "earlier attempt" not in text
+
+
+def test_five_hundred_runs(tmp_path: Path) -> None:
+    options = [{"d_sae": 2**power} for power in range(6, 13)]
+    write_sweep(tmp_path, ks=[2**n for n in range(6)], seeds=(0, 1), options=options)
+    text = printed(tmp_path)
+    assert len(table(tmp_path)) == 504
+    assert "of 252 settings, those on the frontier" in text
+    assert len(text.splitlines()) < 200
+
+
+@final
+class Recorder(Tracking):
+    """Keeps what a report mirrors."""
+
+    def __init__(self) -> None:
+        self.summaries: list[Summary] = []
+
+    def open(self, run: Run) -> TrackedRun:  # noqa: ARG002
+        return Off()
+
+    def summarise(self, summary: Summary) -> None:
+        self.summaries.append(summary)
+
+    def close(self) -> None: ...
+
+
+def test_the_tracker_gets_the_rows_of_the_csv_and_the_curves(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path, seeds=(0, 1))
+    recorder = Recorder()
+    printed(tmp_path, tracking=recorder)
+    (summary,) = recorder.summaries
+    assert summary.sweep == tmp_path.name and summary.folder == tmp_path
+    assert summary.picture == tmp_path / "pareto.png" and summary.picture.exists()
+    assert [{key: str(value) for key, value in row.items()} for row in summary.rows] == table(
+        tmp_path
+    )
+    assert set(summary.charts) == {"fvu", "ce_recovered", "dead_frac"}
+    l0s, fvus = summary.charts["fvu"]["gated"]
+    kept = [entry["metrics"] for entry in results.values() if entry["label"] == "gated"]
+    assert l0s == sorted(l0s) and len(l0s) == 4
+    assert sum(fvus) / 4 == pytest.approx(sum(metrics["fvu"] for metrics in kept) / 8)
+
+
+def test_reporting_twice_changes_nothing(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    first = printed(tmp_path)
+    kept = (tmp_path / "pareto.csv").read_bytes(), (tmp_path / "pareto.png").read_bytes()
+    assert printed(tmp_path) == first
+    assert kept == ((tmp_path / "pareto.csv").read_bytes(), (tmp_path / "pareto.png").read_bytes())
+
+
+def test_the_report_needs_neither_torch_nor_wandb(tmp_path: Path) -> None:
+    write_sweep(tmp_path, ["relu"])
+    script = f"""
+import sys
+from pathlib import Path
+from sae_sweeps.pareto.report import report
+assert "matplotlib" not in sys.modules
+report(Path({str(tmp_path)!r}))
+assert not {{"torch", "wandb", "matplotlib.pyplot"}} & set(sys.modules)
+"""
+    command = [sys.executable, "-c", script]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
