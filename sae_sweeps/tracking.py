@@ -128,6 +128,7 @@ class Wandb(Tracking):
 
     def summarise(self, summary: Summary) -> None:
         """Write the `sweep-summary` run; repeating it adds a step to the same run."""
+        self.close()  # which shows whether the server still answers
         run = self._open(
             summary.folder,
             tags=self._tags,

@@ -1,0 +1,186 @@
+"""Metrics against naive numpy versions, and the mistakes that other code bases make."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sae_sweeps import metrics
+from sae_sweeps.metrics import Measured
+
+torch.set_num_threads(1)
+
+ACTS = st.tuples(st.integers(0, 9999), st.integers(1, 60), st.integers(1, 5))
+
+
+def made(seed: int, tokens: int, d_in: int, d_sae: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations with a mean far from 0, a reconstruction, sparse codes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 5 + torch.randn(tokens, d_in, generator=generator, dtype=torch.float64)
+    recon = x + 0.3 * torch.randn(tokens, d_in, generator=generator, dtype=torch.float64)
+    codes = (torch.randn(tokens, d_sae, generator=generator) - 0.5).relu()
+    codes[:, 0] = 0.0
+    codes[:, -1] = 1.0
+    return x, recon, codes
+
+
+def measured(x: Tensor, recon: Tensor, codes: Tensor, mean: Tensor | None = None) -> Measured:
+    mean = x.mean(0) if mean is None else mean
+    return Measured(
+        l0=(codes > 0).sum(1).float(),
+        error=(x - recon).pow(2).sum(1),
+        spread=(x - mean).pow(2).sum(1),
+        cosine=torch.nn.functional.cosine_similarity(x, recon, dim=1),
+        fired=(codes > 0).sum(0),
+    )
+
+
+@settings(deadline=None)
+@given(ACTS, st.floats(0.01, 100))
+def test_summary_against_numpy(shape: tuple[int, int, int], scale: float) -> None:
+    seed, tokens, d_in = shape
+    x, recon, codes = made(seed, tokens + 1, d_in)
+    got = metrics.summary(measured(x, recon, codes), d_in, scale)
+    X, R, C = x.numpy(), recon.numpy(), codes.numpy()
+    l0 = (C > 0).sum(1)
+    assert got["l0"] == pytest.approx(l0.mean())
+    for name, quantile in (("l0_p5", 0.05), ("l0_median", 0.5), ("l0_p95", 0.95), ("l0_max", 1)):
+        assert got[name] == pytest.approx(np.quantile(l0, quantile)), name
+    assert got["fvu"] == pytest.approx(((X - R) ** 2).sum() / ((X - X.mean(0)) ** 2).sum())
+    assert got["mse"] == pytest.approx(((X / scale - R / scale) ** 2).mean())
+    norms = np.linalg.norm(X, axis=1) * np.linalg.norm(R, axis=1)
+    assert got["cosine"] == pytest.approx(((X * R).sum(1) / norms).mean())
+    density = (C > 0).mean(0)
+    assert got["dead_frac"] == pytest.approx((density == 0).mean())
+    for rare in metrics.RARE:
+        assert got[f"below_{rare}"] == pytest.approx((density < float(rare)).mean())
+    assert all(math.isfinite(figure) for figure in got.values())
+
+
+@settings(deadline=None)
+@given(ACTS, st.data())
+def test_sums_add_over_batches(shape: tuple[int, int, int], data: st.DataObject) -> None:
+    seed, tokens, d_in = shape
+    x, recon, codes = made(seed, tokens + 1, d_in)
+    cuts = sorted(data.draw(st.lists(st.integers(1, tokens), max_size=4, unique=True)))
+    mean = x.mean(0)
+    parts = [
+        measured(*part, mean)
+        for part in zip(*(whole.tensor_split(cuts) for whole in (x, recon, codes)), strict=True)
+    ]
+    joined = Measured(
+        *(torch.cat([getattr(p, n) for p in parts]) for n in ("l0", "error", "spread", "cosine")),
+        fired=torch.stack([part.fired for part in parts]).sum(0),
+    )
+    whole = metrics.summary(measured(x, recon, codes), d_in, 1.0)
+    assert metrics.summary(joined, d_in, 1.0) == pytest.approx(whole)
+    error = sum(part.error.sum().item() for part in parts)
+    assert whole["fvu"] == pytest.approx(error / sum(part.spread.sum().item() for part in parts))
+
+
+def test_fvu_is_0_for_identity_and_1_for_the_mean() -> None:
+    x, _, codes = made(1, 50, 4)
+    assert metrics.summary(measured(x, x, codes), 4, 1.0)["fvu"] == 0
+    assert metrics.summary(measured(x, x, codes), 4, 1.0)["cosine"] == pytest.approx(1)
+    mean = x.mean(0).expand_as(x)
+    assert metrics.summary(measured(x, mean, codes), 4, 1.0)["fvu"] == pytest.approx(1)
+
+
+@settings(deadline=None)
+@given(st.floats(-3, 3))
+def test_a_constant_offset_is_not_centred_away(offset: float) -> None:
+    x, _, codes = made(2, 80, 4)
+    figures = metrics.summary(measured(x, x + offset, codes), 4, 1.0)
+    variance = x.var(0, correction=0).sum().item()
+    assert figures["fvu"] == pytest.approx(4 * offset**2 / variance, abs=1e-12)
+    assert figures["mse"] == pytest.approx(offset**2, abs=1e-12)
+
+
+def test_fvu_does_not_gain_by_a_large_mean() -> None:
+    x, recon, codes = made(3, 80, 4)
+    near = metrics.summary(measured(x, recon, codes), 4, 1.0)["fvu"]
+    far = metrics.summary(measured(x + 1e4, recon + 1e4, codes), 4, 1.0)["fvu"]
+    assert far == pytest.approx(near, rel=1e-6)
+
+
+def test_mse_does_not_depend_on_the_number_of_tokens() -> None:
+    x, recon, codes = made(4, 64, 4)
+    once = metrics.summary(measured(x, recon, codes), 4, 2.0)
+    twice = metrics.summary(
+        measured(x.repeat(32, 1), recon.repeat(32, 1), codes.repeat(32, 1)), 4, 2.0
+    )
+    assert twice["mse"] == pytest.approx(once["mse"])
+    assert twice["fvu"] == pytest.approx(once["fvu"])
+
+
+def test_sums_of_many_float32_terms_keep_their_digits() -> None:
+    tokens = 1_000_000  # a float32 running sum would stop growing or lose digits
+    ones = torch.full((tokens,), 0.1)
+    many = Measured(torch.full((tokens,), 16.1), ones, 3 * ones, ones, torch.ones(3, dtype=torch.int64))
+    figures = metrics.summary(many, 1, 1.0)
+    assert figures["fvu"] == pytest.approx(1 / 3, rel=1e-6)
+    assert figures["l0"] == pytest.approx(16.1, rel=1e-6)
+    assert figures["mse"] == pytest.approx(0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 10, 11, 57, 100])
+def test_deciles_cover_all_tokens_from_the_lowest_l0_to_the_highest(tokens: int) -> None:
+    x, recon, codes = made(tokens, tokens + 1, 3)
+    given_ = measured(x[:tokens], recon[:tokens], codes[:tokens], x.mean(0))
+    rows = metrics.fvu_by_l0_decile(given_)
+    order = np.argsort(given_.l0.numpy(), kind="stable")
+    groups = [group for group in np.array_split(order, 10) if len(group)]
+    assert sum(map(len, groups)) == tokens and len(rows) == len(groups) == min(10, tokens)
+    for row, group in zip(rows, groups, strict=True):
+        assert row["l0"] == pytest.approx(given_.l0.numpy()[group].mean())
+        error, spread = given_.error.numpy()[group].sum(), given_.spread.numpy()[group].sum()
+        assert row["fvu"] == pytest.approx(error / spread)
+    assert [row["l0"] for row in rows] == sorted(row["l0"] for row in rows)
+
+
+@settings(deadline=None)
+@given(
+    tokens=st.integers(1, 10**8),
+    shares=st.lists(st.floats(0, 1) | st.floats(0, 1e-6), min_size=1, max_size=30),
+)
+def test_histogram_counts_every_latent_once_in_its_bin(tokens: int, shares: list[float]) -> None:
+    fired = [round(share * tokens) for share in shares] + [0, tokens]
+    ones = torch.ones(1).expand(tokens)  # takes no memory
+    histogram = metrics.density_histogram(Measured(ones, ones, ones, ones, torch.tensor(fired)))
+    counts, edges = histogram["counts"], histogram["log10_edges"]
+    assert sum(counts) == len(fired) and len(counts) == len(edges) - 1 == 24
+    expected = np.zeros(24)
+    for count in fired:
+        place = (math.log10(count / tokens) + 6) / 0.25 if count else 0.0
+        if 0 < place < 24 and abs(place - round(place)) < 1e-6:
+            return  # on an edge, where rounding decides
+        expected[min(max(int(place), 0), 23)] += 1
+    assert counts == expected.tolist()
+
+
+def test_histogram_takes_in_every_density_a_run_can_have() -> None:
+    for tokens in (1, 7, 1000, 32768, 10**6):
+        fired = torch.unique(torch.linspace(0, tokens, 3000).round().long().clamp(0, tokens))
+        ones = torch.ones(1).expand(tokens)
+        counts = metrics.density_histogram(Measured(ones, ones, ones, ones, fired))["counts"]
+        assert sum(counts) == len(fired)
+        assert counts[0] >= 1 and counts[-1] >= 1
+
+
+def test_ce_recovered() -> None:
+    assert metrics.ce_recovered(2.0, 2.0, 7.0) == 1
+    assert metrics.ce_recovered(2.0, 7.0, 7.0) == 0
+    assert metrics.ce_recovered(2.0, 3.0, 7.0) == pytest.approx(0.8)
+    assert metrics.ce_recovered(2.0, 12.0, 7.0) == pytest.approx(-1)  # worse than nothing
+    assert metrics.ce_recovered(2.0, 2.0, 2.05) is None  # would divide by noise
+    assert metrics.ce_recovered(2.0, 2.0, 1.0) is None
+    assert metrics.ce_recovered(2.0, 2.0, 2.0) is None
+
+
+def test_dead_frac_counts_latents_that_never_fired() -> None:
+    assert metrics.dead_frac(torch.tensor([0, 1, 0, 5])) == 0.5
+    assert metrics.dead_frac(torch.tensor([3])) == 0
