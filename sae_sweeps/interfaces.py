@@ -1,4 +1,4 @@
-"""What the parts of a run agree on: the step's record, sparse activations, and the abstract classes of the groups.
+"""What the parts of a run agree on: the step's record and the groups' abstract classes.
 
 Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d_sae` latents,
 `n` listed activations, `rows`/`seq` token rows and their length.
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,6 +45,10 @@ class SparseActs:
         if self.flat is None:
             return self.values.flatten().nonzero().squeeze(1)
         return self.flat
+
+    def relu(self) -> "SparseActs":
+        """The same entries, negative ones set to 0."""
+        return SparseActs(self.shape, self.flat, self.values.relu())
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """The activations as a matrix."""
@@ -84,16 +88,16 @@ class Selection:
     """token * d_sae + latent, ascending; None lets everything through"""
 
     def of(self, values: Float[Tensor, "batch d_sae"]) -> SparseActs:
-        """The rectified `values` at the selected pairs, differentiable in `values`."""
+        """`values` at the selected pairs, differentiable in `values`."""
         shape = (values.shape[0], values.shape[1])
         if self.flat is None:
-            return SparseActs(shape, None, values.relu())
-        return SparseActs(shape, self.flat, values.flatten().gather(0, self.flat).relu())
+            return SparseActs(shape, None, values)
+        return SparseActs(shape, self.flat, values.flatten().gather(0, self.flat))
 
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that one forward pass produced. Losses, metrics and tracking read it and change nothing."""
+    """What one forward pass produced. Losses and metrics read it and change nothing."""
 
     x: Float[Tensor, "batch d_in"]
     """scaled activations"""
@@ -124,7 +128,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Inference:
-    """How an allocator decides without a batch: per-token top-k, or a threshold per latent, or neither."""
+    """How an allocator decides without a batch: top-k, or a threshold per latent, or neither."""
 
     k: int | None
     threshold: Float[Tensor, " d_sae"] | None
@@ -133,7 +137,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class SAELensWeights:
-    """A trained SAE in SAELens' terms: architecture name, its tensors, and further `cfg.json` keys."""
+    """A trained SAE in SAELens' terms: architecture, tensors, further `cfg.json` keys."""
 
     architecture: str
     tensors: dict[str, Tensor]
@@ -192,7 +196,7 @@ class Architecture(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, step: Step, progress: Progress) -> None:
-        """Update running state after a training step: the allocator's, the penalty coefficient's."""
+        """Update running state after a step: the allocator's, the coefficient's."""
 
     def lr_factors(self) -> dict[str, float]:
         """Parameters whose learning rate is a multiple of the common one."""
@@ -204,7 +208,7 @@ class Architecture(nn.Module, ABC):
 
     @abstractmethod
     def rescale(self, factor: float) -> None:
-        """Change biases and thresholds in place so that inputs multiplied by `factor` are encoded alike."""
+        """Change biases and thresholds in place to suit inputs multiplied by `factor`."""
 
     @abstractmethod
     def saelens(self) -> SAELensWeights | None:
@@ -219,12 +223,15 @@ class AuxLoss(nn.Module, ABC):
         """The loss, coefficient included."""
 
 
+Split = Literal["train", "held_out"]
+
+
 class Data(ABC):
     """Token rows of a data set, split by document into training and held-out rows."""
 
     @abstractmethod
-    def rows(self, split: str) -> Int[Tensor, "rows seq"]:
-        """All rows of `train` or `held_out`; each begins with the BOS token."""
+    def rows(self, split: Split, tokenizer: Any) -> Int[Tensor, "rows seq"]:
+        """All rows of a split in the ids of a Hugging Face tokenizer, BOS first in each."""
 
 
 Splice = Callable[[Float[Tensor, "rows seq d_in"]], Float[Tensor, "rows seq d_in"]]
@@ -242,13 +249,15 @@ class TargetModel(ABC):
     """what SAELens metadata and reports say of it: model_name, hook_name, context_size, …"""
 
     @abstractmethod
-    def row_count(self, split: str) -> int:
+    def row_count(self, split: Split) -> int:
         """Rows of `train` or `held_out`."""
 
     @abstractmethod
-    def activations(self, split: str, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
+    def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         """Unscaled activations of the given rows in order, BOS positions dropped."""
 
     @abstractmethod
     def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
-        """Next-token cross-entropy (nats) of held-out rows with the hooked activation replaced by `splice` of it."""
+        """Next-token cross-entropy (nats) of held-out rows with the activation spliced.
+
+        `splice` maps the hooked activations, BOS position left out, to what replaces them."""

@@ -43,12 +43,12 @@ def fvu(error: Float[Tensor, " tokens"], spread: Float[Tensor, " tokens"]) -> fl
 
 
 def dead_frac(fired: Int[Tensor, " d_sae"]) -> float:
-    """Fraction of latents that were active on no token; always to be read with the number of tokens."""
+    """Fraction of latents active on no token; to be read with the number of tokens."""
     return (fired == 0).double().mean().item()
 
 
 def summary(measured: Measured, d_in: int, scale: float) -> dict[str, float]:
-    """The scalars of `result.json`; `mse` per dimension, in the unscaled units of the activations."""
+    """The scalars of `result.json`; `mse` per dimension, in unscaled units."""
     tokens = len(measured.l0)
     density = measured.fired.double() / tokens
     l0 = measured.l0.double()

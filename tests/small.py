@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.config import checked, identity
 from sae_sweeps.run import Run
-from sae_sweeps.tracking import Off
+from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -1,4 +1,4 @@
-"""Allocators against brute force and naive references; their state, thresholds and batch-free rule."""
+"""Allocators against brute force and naive references; their state and thresholds."""
 
 import copy
 import math
@@ -24,7 +24,9 @@ D_SAE = 30
 BATCH = 16
 
 
-def feature(k: float, mutual_tokens: int, horizon_tokens: int = 100, d_sae: int = D_SAE) -> FeatureChoice:
+def feature(
+    k: float, mutual_tokens: int, horizon_tokens: int = 100, d_sae: int = D_SAE
+) -> FeatureChoice:
     return FeatureChoice(
         d_sae,
         k=k,
@@ -52,8 +54,10 @@ def step_of(allocator: Allocator, affinities: Tensor) -> Step:
     selection = allocator(affinities)
     none = torch.zeros(batch, 1)
     dead = torch.zeros(d_sae, dtype=torch.bool)
-    acts = selection.of(affinities)
-    return Step(none, affinities, affinities, selection, acts, none, torch.zeros(d_sae, 1), dead, True)
+    acts = selection.of(affinities).relu()
+    return Step(
+        none, affinities, affinities, selection, acts, none, torch.zeros(d_sae, 1), dead, True
+    )
 
 
 def batch_of(seed: int, batch: int = BATCH, d_sae: int = D_SAE) -> Tensor:
@@ -73,7 +77,12 @@ def train(allocator: Allocator, steps: int, start: int = 0, batch: int = BATCH) 
 def mask_of(selection: Selection, shape: tuple[int, ...]) -> Tensor:
     if selection.flat is None:
         return torch.ones(shape, dtype=torch.bool)
-    return torch.zeros(shape, dtype=torch.bool).flatten().index_fill(0, selection.flat, True).view(shape)
+    return (
+        torch.zeros(shape, dtype=torch.bool)
+        .flatten()
+        .index_fill(0, selection.flat, True)
+        .view(shape)
+    )
 
 
 # ---------------------------------------------------------------- budgets
@@ -95,7 +104,9 @@ def test_golden_budgets(
     assert zipf_budgets(d_sae, batch, k, exponent, shift) == expected
 
 
-def water_filled(d_sae: int, batch: int, total: int, exponent: int, shift: Fraction) -> list[Fraction]:
+def water_filled(
+    d_sae: int, batch: int, total: int, exponent: int, shift: Fraction
+) -> list[Fraction]:
     weights = [1 / (rank + shift) ** exponent for rank in range(1, d_sae + 1)]
     budgets = [Fraction(batch)] * d_sae
     free = list(range(d_sae))
@@ -163,7 +174,7 @@ def value(affinities: Tensor, flat: Tensor) -> float:
     """<S, relu(A)> of a selection, after checking its form."""
     assert flat.dtype == torch.int64 and flat.ndim == 1
     assert (flat.diff() > 0).all(), "ascending and unique"
-    assert ((0 <= flat) & (flat < affinities.numel())).all()
+    assert ((flat >= 0) & (flat < affinities.numel())).all()
     return affinities.flatten().double()[flat].relu().sum().item()
 
 
@@ -265,7 +276,7 @@ def test_what_is_not_positive_is_never_active(name: str) -> None:
 def test_gradient_is_one_on_the_support_and_zero_elsewhere(name: str, mode: bool) -> None:
     values = batch_of(7).requires_grad_()
     selection = train(MAKERS[name](), 8).train(mode)(values.detach())
-    selection.of(values).values.sum().backward()
+    selection.of(values).relu().values.sum().backward()
     support = mask_of(selection, values.shape) & (values > 0)
     assert support.any() and values.grad is not None
     assert torch.equal(values.grad, support.float())
@@ -326,9 +337,7 @@ def test_small_batches_keep_the_budget(name: str, batch: int) -> None:
 
 @settings(deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.floats(0, 5, width=32), st.booleans(), st.integers(1, 500)), max_size=12
-    ),
+    st.lists(st.tuples(st.floats(0, 5, width=32), st.booleans(), st.integers(1, 500)), max_size=12),
     st.integers(1, 1000),
 )
 def test_token_average_is_the_weighted_mean_of_what_was_known(
@@ -371,7 +380,9 @@ def test_thresholds_average_the_smallest_kept_affinity() -> None:
                 total, weight = latents[i]
                 latents[i] = (keep * total + (1 - keep) * min(kept), keep * weight + 1 - keep)
         for allocator in (mutual, by_latent):
-            allocator.observe(step_of(allocator, affinities), Progress((seed + 1) * BATCH, 10**6, 1e-3))
+            allocator.observe(
+                step_of(allocator, affinities), Progress((seed + 1) * BATCH, 10**6, 1e-3)
+            )
     torch.testing.assert_close(mutual.smallest.value(), torch.tensor([scalar[0] / scalar[1]]))
     expected = torch.tensor([t / w if w else math.inf for t, w in latents])
     torch.testing.assert_close(by_latent.smallest.value(), expected)
@@ -386,19 +397,28 @@ def test_inference_states_the_rule_of_evaluation_mode(name: str) -> None:
     allocator = train(MAKERS[name](), 12).eval()
     rule, affinities = allocator.inference(), batch_of(77, 40)
     assert rule.k is None and rule.threshold is not None and rule.threshold.shape == (D_SAE,)
-    assert torch.equal(mask_of(allocator(affinities), affinities.shape), affinities > rule.threshold)
-    assert not MAKERS[name]().eval()(affinities.abs()).of(affinities).active.any()  # nothing learnt yet
+    assert torch.equal(
+        mask_of(allocator(affinities), affinities.shape), affinities > rule.threshold
+    )
+    assert (
+        not MAKERS[name]().eval()(affinities.abs()).of(affinities).active.any()
+    )  # nothing learnt yet
 
 
 def test_inference_of_the_others() -> None:
-    assert (NoAllocator(D_SAE).inference().k, NoAllocator(D_SAE).inference().threshold) == (None, None)
+    assert (NoAllocator(D_SAE).inference().k, NoAllocator(D_SAE).inference().threshold) == (
+        None,
+        None,
+    )
     rule = TokenChoice(D_SAE, k=3).inference()
     assert (rule.k, rule.threshold) == (3, None)
 
 
 @every_allocator
 @pytest.mark.parametrize("factor", [0.013, 3.7])
-def test_rescaled_thresholds_choose_the_same_of_rescaled_affinities(name: str, factor: float) -> None:
+def test_rescaled_thresholds_choose_the_same_of_rescaled_affinities(
+    name: str, factor: float
+) -> None:
     allocator = train(MAKERS[name](), 12).double().eval()
     affinities = batch_of(55, 40).double()
     before = mask_of(allocator(affinities), affinities.shape)
@@ -434,7 +454,9 @@ def test_feature_choice_begins_as_mutual_choice_and_then_freezes_its_ranks() -> 
     for index in range(5):  # the densities of the first 5 batches rank the latents
         affinities = batch_of(index)
         mask = mask_of(allocator.train()(affinities), affinities.shape)
-        assert torch.equal(allocator(affinities).flat, mutual_choice(affinities, round(2.7 * BATCH)))
+        assert torch.equal(
+            allocator(affinities).flat, mutual_choice(affinities, round(2.7 * BATCH))
+        )
         fired = (mask & (affinities > 0)).double().mean(0)
         density = keep * density + (1 - keep) * fired
         train(allocator, 1, index)
@@ -447,7 +469,9 @@ def test_feature_choice_begins_as_mutual_choice_and_then_freezes_its_ranks() -> 
         assert torch.equal(allocator.train()(affinities).flat, feature_choice(affinities, budgets))
         counts = mask_of(allocator(affinities), affinities.shape).sum(0)
         assert torch.equal(counts, budgets)
-        allocator.observe(step_of(allocator, affinities), Progress((index + 1) * BATCH, 10**6, 1e-3))
+        allocator.observe(
+            step_of(allocator, affinities), Progress((index + 1) * BATCH, 10**6, 1e-3)
+        )
     assert torch.equal(allocator.budgets(BATCH), budgets)
 
 

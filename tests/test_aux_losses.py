@@ -41,7 +41,13 @@ def batch_of(seed: int, batch: int) -> Tensor:
 
 
 def naive(
-    sae: Architecture, x: Tensor, recon: Tensor, dead: Tensor, k_aux: int, coef: float, rectify: bool
+    sae: Architecture,
+    x: Tensor,
+    recon: Tensor,
+    dead: Tensor,
+    k_aux: int,
+    coef: float,
+    rectify: bool,
 ) -> Tensor:
     pre_acts = (x - sae.b_dec) @ sae.W_enc + sae.get_parameter("b_enc")
     residual = (x - recon).detach()
@@ -124,7 +130,7 @@ def test_a_latent_that_is_always_negative_is_reached_only_by_the_raw_rule() -> N
 
 @pytest.mark.parametrize("kind", ["gated", "jumprelu"])
 def test_architectures_without_budget_enter_raw(kind: str) -> None:
-    """A dead Gated or JumpReLU latent, too, is silent everywhere: rectified it would get no gradient."""
+    """A dead Gated or JumpReLU latent is silent everywhere: rectified, it gets no gradient."""
     allocator = NoAllocator(D_SAE)
     sae: Architecture
     if kind == "gated":
@@ -143,7 +149,9 @@ def test_architectures_without_budget_enter_raw(kind: str) -> None:
         )
     sae = filled(sae.double(), 4)
     sae.get_parameter("b_gate" if kind == "gated" else "b_enc").data[7] = -100.0
-    found = gradients(sae, AuxK(D_IN, coef=1.0, k_aux=None)(sae(batch_of(4, 20), torch.arange(D_SAE) == 7)))
+    found = gradients(
+        sae, AuxK(D_IN, coef=1.0, k_aux=None)(sae(batch_of(4, 20), torch.arange(D_SAE) == 7))
+    )
     assert found["W_enc"][:, 7].any() and not found["W_enc"][:, :7].any()
 
 

@@ -46,7 +46,7 @@ BAD: dict[str, list[str]] = {
     "evaluation is 3, expected dict": ["evaluation=3"],
     # classes
     "allocator._target_ is 'no.such.Thing': there is no": ["allocator._target_=no.such.Thing"],
-    "defines no 'Of'. Did you mean 'Off'?": ["tracking._target_=sae_sweeps.tracking.Of"],
+    "defines no 'Of'. Did you mean 'Off'?": ["tracking._target_=sae_sweeps.tracking.off.Of"],
     # values and combinations
     "k is 2000, expected at most d_sae, which is": ["k=2000"],
     "k is -4, expected more than 0.": ["k=-4"],

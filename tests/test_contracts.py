@@ -83,7 +83,9 @@ def assert_same_codes_at_another_scale(
     dead = torch.zeros(one.W_dec.shape[0], dtype=torch.bool)
     with torch.no_grad():
         ours, theirs = one.eval()(x, dead), other.eval()(x * factor, dead)
-    torch.testing.assert_close(theirs.acts.dense(), ours.acts.dense() * factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        theirs.acts.dense(), ours.acts.dense() * factor, rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(theirs.recon, ours.recon * factor, rtol=1e-4, atol=1e-5)
 
 

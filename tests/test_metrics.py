@@ -120,7 +120,9 @@ def test_mse_does_not_depend_on_the_number_of_tokens() -> None:
 def test_sums_of_many_float32_terms_keep_their_digits() -> None:
     tokens = 1_000_000  # a float32 running sum would stop growing or lose digits
     ones = torch.full((tokens,), 0.1)
-    many = Measured(torch.full((tokens,), 16.1), ones, 3 * ones, ones, torch.ones(3, dtype=torch.int64))
+    many = Measured(
+        torch.full((tokens,), 16.1), ones, 3 * ones, ones, torch.ones(3, dtype=torch.int64)
+    )
     figures = metrics.summary(many, 1, 1.0)
     assert figures["fvu"] == pytest.approx(1 / 3, rel=1e-6)
     assert figures["l0"] == pytest.approx(16.1, rel=1e-6)

@@ -25,7 +25,8 @@ from sae_sweeps.pareto.points import Point, by_curve, read, settings
 from sae_sweeps.pareto.report import report
 from sae_sweeps.run import Run
 from sae_sweeps.run import label as name_of
-from sae_sweeps.tracking import Off, Summary, TrackedRun, Tracking
+from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
+from sae_sweeps.tracking.off import Off
 
 METHODS = {
     "relu": ("relu", "none", "none", 1.5),

@@ -26,7 +26,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
 def both_forms(values: Tensor, listed: Tensor) -> tuple[SparseActs, SparseActs]:
     """The same activations as triples and as a matrix."""
     triples = Selection(listed.flatten().nonzero().squeeze(1)).of(values)
-    return triples, Selection(None).of(torch.where(listed, values, 0.0))
+    return triples.relu(), Selection(None).of(torch.where(listed, values, 0.0)).relu()
 
 
 @settings(deadline=None)
@@ -99,7 +99,7 @@ def test_decoding_a_token_does_not_depend_on_its_companions() -> None:
     values = torch.randn(20, 50, generator=generator)
     W_dec = torch.randn(50, 8, generator=generator)
     flat = (values > 1).flatten().nonzero().squeeze(1)
-    whole = decode(Selection(flat).of(values), W_dec)
+    whole = decode(Selection(flat).of(values).relu(), W_dec)
     for token, row in enumerate(values):
         mine = (row > 1).nonzero().squeeze(1)
-        assert torch.equal(decode(Selection(mine).of(row[None]), W_dec)[0], whole[token])
+        assert torch.equal(decode(Selection(mine).of(row[None]).relu(), W_dec)[0], whole[token])

@@ -19,9 +19,10 @@ import wandb
 from wandb_backend import Backend, ServedRun
 from wandb_offline import OfflineRun, read, read_all
 
-from sae_sweeps import tracking
 from sae_sweeps.run import Run
-from sae_sweeps.tracking import Summary, TrackedRun, Tracking, Wandb
+from sae_sweeps.tracking import wandb as tracking
+from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
+from sae_sweeps.tracking.wandb import Wandb
 
 KEY = "k" * 40
 DEAD = "http://127.0.0.1:9"
@@ -62,8 +63,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Collect what the tracker told the user."""
-    caplog.set_level(logging.INFO, "sae_sweeps.tracking")
-    return lambda: [r.getMessage() for r in caplog.records if r.name == "sae_sweeps.tracking"]
+    caplog.set_level(logging.INFO, "sae_sweeps.tracking.wandb")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "sae_sweeps.tracking.wandb"]
 
 
 def tracker(mode: Mode) -> Wandb:
@@ -466,7 +467,9 @@ def test_off_and_disabled_write_nothing_and_load_nothing(tmp_path: Path) -> None
     script = f"""
 import sys
 from pathlib import Path
-from sae_sweeps.tracking import Off, Summary, Wandb
+from sae_sweeps.tracking.interface import Summary
+from sae_sweeps.tracking.off import Off
+from sae_sweeps.tracking.wandb import Wandb
 from sae_sweeps.run import Run
 folder = Path({str(tmp_path)!r}) / "sweep" / "runs" / "r"
 choices = {{"architecture": "relu", "allocator": "none", "aux_loss": "none"}}

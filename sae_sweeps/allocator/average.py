@@ -6,16 +6,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-
-RATE = 0.25
-"""Share of the mismatch that the level takes in per horizon: L0 answers a threshold about sixfold."""
+RATE = 0.5
+"""Share of the mismatch taken in per horizon; L0 answers a threshold about sixfold."""
 
 
 class TokenAverage(nn.Module):
     """Exponential average of vectors of which only some entries are known at each step.
 
-    An entry forgets at the rate exp(-tokens / horizon_tokens) whenever it is known. Dividing by the summed
-    weights corrects the bias of a short history; an entry never known is `missing`.
+    An entry forgets at the rate exp(-tokens / horizon_tokens) whenever it is known. Dividing by the
+    summed weights corrects the bias of a short history; an entry never known is `missing`.
     """
 
     total: Tensor
@@ -44,10 +43,10 @@ class TokenAverage(nn.Module):
 
 
 class ThresholdLevel(nn.Module):
-    """A factor on all thresholds that makes them let through as many pairs as the batch allocation keeps.
+    """A factor on all thresholds: as many pairs pass them as the batch allocation keeps.
 
-    Averages of batch minima lag behind training and cut off a little too much; the factor is steered, batch
-    by batch, until batch-free and batch L0 agree. Our design.
+    Averages of batch minima lag behind training and cut off a little too much; the factor is
+    steered, batch by batch, until batch-free and batch L0 agree. Our design.
     """
 
     log_level: Tensor
@@ -58,7 +57,7 @@ class ThresholdLevel(nn.Module):
         self.register_buffer("log_level", torch.zeros(()))
 
     def update(self, passed: Int[Tensor, ""], kept: Int[Tensor, ""], tokens: int) -> None:
-        """Take in how many pairs of a batch passed the thresholds and how many the allocation kept."""
+        """Take in how many pairs of a batch passed, and how many the allocation kept."""
         ratio = (passed.clamp(min=1) / kept.clamp(min=1)).log().clamp(-1, 1)
         self.log_level += ratio * (RATE * tokens / self.horizon_tokens)
 

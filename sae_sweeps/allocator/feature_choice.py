@@ -18,11 +18,11 @@ from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Ste
 
 @lru_cache(maxsize=64)
 def zipf_budgets(d_sae: int, batch: int, k: float, exponent: float, shift: float) -> list[int]:
-    """Tokens of a batch that the latent of each rank may keep: min(batch, C * (rank + shift)^-exponent).
+    """Tokens each rank may keep of a batch: min(batch, C * (rank + shift)^-exponent).
 
-    C is found by water-filling: what the cap at `batch` cuts off goes to the others in proportion, until
-    all budgets sum to k * batch. Largest remainders round them; equal ones favour the lower rank.
-    Exponent 0 is the uniform budget, shift 0 plain Zipf.
+    C is found by water-filling: what the cap at `batch` cuts off goes to the others in proportion,
+    until all budgets sum to k * batch. Largest remainders round them; equal ones favour the lower
+    rank. Exponent 0 is the uniform budget, shift 0 plain Zipf.
     """
     total = round(k * batch)
     share = (torch.arange(1, d_sae + 1, dtype=torch.float64) + shift) ** -exponent
@@ -46,8 +46,8 @@ def feature_choice(
 ) -> Int[Tensor, " n"]:
     """Flat indices, ascending, of each column's `budgets[latent]` largest entries.
 
-    Latents are ranked in groups of like budget (powers of two), so that no column is sorted further than
-    twice its need.
+    Latents are ranked in groups of like budget (powers of two), so that no column is sorted further
+    than twice its need.
     """
     batch, d_sae = affinities.shape
     columns = affinities.T.contiguous()
@@ -68,10 +68,10 @@ def feature_choice(
 class FeatureChoice(Allocator):
     """sum_b S_bi <= m_i for every latent i, with sum_i m_i = k * batch.
 
-    Up to `mutual_tokens` the batch is allocated by mutual choice; then latents are ranked by their firing
-    density and keep these ranks, and so their budgets, for good. From scratch (`mutual_tokens` 0)
-    ranks follow the latents' order. At inference latent i is active above its own threshold, the
-    average of the smallest affinity that it kept per batch.
+    Up to `mutual_tokens` the batch is allocated by mutual choice; then latents are ranked by their
+    firing density and keep these ranks, and so their budgets, for good. From scratch
+    (`mutual_tokens` 0) ranks follow the latents' order. At inference latent i is active above its
+    own threshold, the average of the smallest affinity that it kept per batch.
     """
 
     sets_budget: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Mutual choice (BatchTopK): the k * batch largest affinities of a batch (arXiv 2411.02124, 2412.06410)."""
+"""Mutual choice (BatchTopK): a batch's k * batch largest (arXiv 2411.02124, 2412.06410)."""
 
 from typing import ClassVar, final
 
@@ -15,8 +15,8 @@ def mutual_choice(
 ) -> Int[Tensor, " n"]:
     """Flat indices, ascending, of the `budget` largest entries of the whole matrix.
 
-    Ranking all entries costs more than the encoder. Where at least `budget` of them lie above `guess`, only these
-    are ranked: the choice is the same.
+    Ranking all entries costs more than the encoder. Where at least `budget` of them lie above
+    `guess`, only these are ranked: the choice is the same.
     """
     flat = affinities.flatten()
     candidates = flat[:0].long() if guess is None else (flat > guess).nonzero().squeeze(1)
@@ -27,11 +27,11 @@ def mutual_choice(
 
 
 GUESS = 0.9
-"""Share of the inference threshold that a batch's smallest kept affinity hardly ever falls below."""
+"""Share of the threshold that a batch's smallest kept affinity hardly falls below."""
 
 
 def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:
-    """Flat indices, ascending, of entries strictly above a threshold (one, or one per latent) and above 0."""
+    """Flat indices, ascending, of entries above 0 and a threshold, one or one per latent."""
     return (affinities > threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
 
 

@@ -1,4 +1,4 @@
-"""No allocator: every latent with a positive activation is active; sparsity comes from a penalty."""
+"""No allocator: all positive activations are active; sparsity comes from a penalty."""
 
 from typing import ClassVar, final
 

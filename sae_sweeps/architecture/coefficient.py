@@ -29,8 +29,8 @@ class Coefficient(nn.Module):
     """lambda in `loss + lambda * penalty`.
 
     A number is kept. "auto" is 0 where an allocator sets the budget, else steered: each step moves
-    log lambda by GAIN * lr * (log(L0 / target) + DAMPING * change of log L0); the second term damps the
-    oscillation that the optimiser's lag would cause. Frozen for the last fifth of training.
+    log lambda by GAIN * lr * (log(L0 / target) + DAMPING * change of log L0); the second term damps
+    the oscillation that the optimiser's lag would cause. Frozen for the last fifth of training.
     """
 
     log_value: Tensor

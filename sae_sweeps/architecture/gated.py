@@ -50,13 +50,13 @@ class Gated(Architecture):
         affinities = gate.detach()
         selection = self.allocator(affinities)
         magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), shared)
-        acts = selection.of(magnitude.where(gate > 0, 0.0))
+        acts = selection.of(magnitude.where(gate > 0, 0.0)).relu()
         recon = decode(acts, self.W_dec) + self.b_dec
         budgeted = self.allocator.sets_budget
         return Step(x, gate, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        gate_acts = step.selection.of(step.pre_acts)
+        gate_acts = step.selection.of(step.pre_acts).relu()
         aux_recon = decode(gate_acts, self.W_dec.detach()) + self.b_dec.detach()
         aux = (step.x - aux_recon).pow(2).sum()
         return (self.l1_coef.value * gate_acts.values.sum() + aux) / step.x.shape[0]

@@ -1,4 +1,4 @@
-"""JumpReLU: a learnt threshold per latent, trained by straight-through estimators (arXiv 2407.14435)."""
+"""JumpReLU: learnt thresholds, by straight-through estimators (arXiv 2407.14435)."""
 
 import math
 from typing import Any, Literal, final
@@ -13,7 +13,10 @@ from sae_sweeps.sparse import decode
 
 
 class Jump(torch.autograd.Function):
-    """u * 1[u > theta]; its theta-gradient is -(theta / bandwidth) * 1[|u - theta| < bandwidth / 2]."""
+    """u * 1[u > theta]; its gradient in theta is -(theta / bandwidth) * 1[near theta].
+
+    Near is |u - theta| < bandwidth / 2.
+    """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -31,7 +34,7 @@ class Jump(torch.autograd.Function):
 
 
 class L0(torch.autograd.Function):
-    """mean over tokens of sum 1[u > theta]; an entry's theta-gradient is -(1 / bandwidth) * 1[near theta]."""
+    """Mean over tokens of sum 1[u > theta]; gradient in theta: -(1 / bandwidth) * 1[near]."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -49,12 +52,13 @@ class L0(torch.autograd.Function):
 
 @final
 class JumpReLU(Architecture):
-    """acts = S * u * 1[u > theta] with u = (x - b_dec) W_enc + b_enc and theta = exp(log_threshold).
+    """acts = S * u * 1[u > theta], u = (x - b_dec) W_enc + b_enc, theta = exp(log_threshold).
 
     The penalty is l0_coef * (L0 / target_l0 - 1)^2, whose straight-through gradient reaches theta
     from every pre-activation within half a bandwidth, below the threshold too. "auto" is 1, or 0
-    where an allocator sets the budget; the allocator then ranks u * 1[u > theta]. Adam moves log_threshold
-    by at most lr a step, too little to reach theta in a short run: hence `threshold_lr_factor`.
+    where an allocator sets the budget; the allocator then ranks u * 1[u > theta]. Adam moves
+    log_threshold by at most lr a step, too little to reach theta in a short run: hence
+    `threshold_lr_factor`.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class JumpReLU(Architecture):
         jumped = Jump.apply(pre_acts, self.log_threshold.exp(), self.bandwidth)
         affinities = jumped.detach()
         selection = self.allocator(affinities)
+        # No rectifier: it would cut the gradient of entries just below the threshold.
         acts = selection.of(jumped)
         recon = decode(acts, self.W_dec) + self.b_dec
         budgeted = self.allocator.sets_budget

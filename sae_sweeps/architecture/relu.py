@@ -1,4 +1,4 @@
-"""ReLU with an L1 penalty, and the carrier of every allocator (arXiv 2309.08600; TopK: arXiv 2406.04093)."""
+"""ReLU with an L1 penalty (arXiv 2309.08600), and the carrier of every allocator."""
 
 from typing import Literal, final
 
@@ -43,7 +43,7 @@ class ReLU(Architecture):
         pre_acts = weights.project(self, x, self.b_enc)
         affinities = pre_acts.detach()
         selection = self.allocator(affinities)
-        acts = selection.of(pre_acts)
+        acts = selection.of(pre_acts).relu()
         recon = decode(acts, self.W_dec) + self.b_dec
         budgeted = self.allocator.sets_budget
         return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
@@ -67,7 +67,9 @@ class ReLU(Architecture):
 
     def saelens(self) -> SAELensWeights:
         rule = self.allocator.inference()
-        tensors = {name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        tensors = {
+            name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+        }
         if rule.k is not None:
             cfg = {"k": rule.k, "rescale_acts_by_decoder_norm": False}
             return SAELensWeights("topk", tensors, cfg)

@@ -1,4 +1,4 @@
-"""The weights that every architecture has: creation, first values, encoding, the decoder's unit norm."""
+"""The weights that every architecture has: creation, first values, encoding."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""aux_k: dead latents reconstruct what the living ones left over (arXiv 2406.04093, appendix A.2)."""
+"""aux_k: dead latents reconstruct what living ones left over (arXiv 2406.04093, A.2)."""
 
 from typing import final
 
@@ -11,11 +11,14 @@ from sae_sweeps.interfaces import AuxLoss, Step
 
 @final
 class AuxK(AuxLoss):
-    """coef * ||e - e_hat||^2 / ||e - mean(e)||^2, e the detached residual, e_hat of dead latents without b_dec.
+    """coef * ||e - e_hat||^2 / ||e - mean(e)||^2, e_hat from dead latents, without b_dec.
 
-    Per token the `k_aux` dead latents of largest pre-activation are decoded (null: d_in / 2). Values are
-    rectified where an allocator chose among all latents, as in the paper. Without one a dead latent is
-    negative on every token: rectified, its gradient would be exactly 0, so it enters as it is.
+    e is the detached residual.
+
+    Per token the `k_aux` dead latents of largest pre-activation are decoded (null: d_in / 2).
+    Values are rectified where an allocator chose among all latents, as in the paper. Without one a
+    dead latent is negative on every token: rectified, its gradient would be exactly 0, so it enters
+    as it is.
     """
 
     def __init__(self, d_in: int, *, coef: float, k_aux: int | None) -> None:

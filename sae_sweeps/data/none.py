@@ -1,12 +1,12 @@
 """No data: for target models that bring their activations along."""
 
-from typing import Literal, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_sweeps.interfaces import Data
+from sae_sweeps.interfaces import Data, Split
 
 
 @final
@@ -16,5 +16,5 @@ class NoData(Data):
     def __init__(self) -> None:
         pass
 
-    def rows(self, split: Literal["train", "held_out"]) -> Int[Tensor, "rows seq"]:
+    def rows(self, split: Split, tokenizer: Any) -> Int[Tensor, "rows seq"]:
         return torch.zeros(0, 0, dtype=torch.int64)

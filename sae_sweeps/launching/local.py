@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def train(plan: Plan, progress: str) -> dict[str, Outcome]:
     writer = Writer(plan)
     with writer.locked():
         tracking = build(plan.points[0].config["tracking"])
-        with _display(plan, progress) as display:
+        with _display(plan, progress) as display, messages(display):
             for pack in plan.packs:
                 results = _train_pack(pack, tracking, display, writer)
                 outcomes |= dict(zip((run.name for run in pack), results, strict=True))
@@ -88,6 +88,13 @@ def train(plan: Plan, progress: str) -> dict[str, Outcome]:
         tracking.close()
     say(f"{plan.name}: {len(outcomes) - len(failures)} of {len(outcomes)} runs are finished")
     return outcomes
+
+
+def messages(display: "Display") -> AbstractContextManager[None]:
+    """Show what the package logs beside the display."""
+    from sae_sweeps.launching.progress import Messages
+
+    return Messages(display)
 
 
 def _display(plan: Plan, progress: str) -> "Display":

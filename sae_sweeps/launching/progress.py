@@ -1,5 +1,6 @@
 """One live display of a sweep: an overall bar, and the runs being trained with their L0 and FVU."""
 
+import logging
 import sys
 import threading
 import time
@@ -99,6 +100,10 @@ class Display(ABC):
     def changed(self, at_once: bool = False) -> None:
         """Show the present state, now or soon."""
 
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        sys.stderr.write(f"{text}\n")
+
     def __enter__(self) -> "Display":
         return self
 
@@ -170,6 +175,10 @@ class Bar(Display):
             table.add_row(f"and {len(rows) - ROWS_SHOWN} more")
         return table
 
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        self.live.console.print(Text(text), soft_wrap=True)
+
     def __enter__(self) -> "Display":
         self.live.start()
         return self
@@ -179,6 +188,26 @@ class Bar(Display):
 
 
 KEYS = ("l0", "fvu")
+
+
+class Messages(logging.Handler):
+    """Passes what the package's modules log on to the user; runs log into their own files."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.INFO)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one message."""
+        self.display.say(record.getMessage())
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("sae_sweeps")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("sae_sweeps").removeHandler(self)
 
 
 def make(progress: str, runs: int, tokens: int) -> Display:

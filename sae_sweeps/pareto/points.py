@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sae_sweeps.pareto import curves
-from sae_sweeps.tracking import scalars
+from sae_sweeps.tracking.interface import scalars
 
 
 @dataclass(frozen=True)

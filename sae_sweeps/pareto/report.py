@@ -13,7 +13,8 @@ from sae_sweeps import files
 from sae_sweeps.pareto import table
 from sae_sweeps.pareto.frontier import frontier
 from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, read, settings
-from sae_sweeps.tracking import Off, Summary, Tracking
+from sae_sweeps.tracking.interface import Summary, Tracking
+from sae_sweeps.tracking.off import Off
 
 LOG_WIDTH = 140
 """Columns where there is no terminal to ask, as in a job's log."""

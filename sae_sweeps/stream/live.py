@@ -1,7 +1,6 @@
-"""The live stream: activations computed as they are needed, in an order that the options alone define."""
+"""The live stream: activations computed as needed, in an order that options alone define."""
 
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps import options
-from sae_sweeps.interfaces import TargetModel
+from sae_sweeps.interfaces import Split, TargetModel
 from sae_sweeps.run import ConfigError
 
 HELD_OUT_SEED = 0
@@ -19,8 +18,8 @@ HELD_OUT_SEED = 0
 class Stream:
     """Scaled activation batches; chunk i is a pure function of target model, data and options.
 
-    Token rows are permuted before the forward pass, then the tokens of a chunk are shuffled: nearly as good
-    as a permutation of all tokens, without their being in memory. One factor scales
+    Token rows are permuted before the forward pass, then the tokens of a chunk are shuffled: nearly
+    as good as a permutation of all tokens, without their being in memory. One factor scales
     activations to unit mean square norm, E||x||^2 = 1; it is folded back into the saved weights.
 
     Raises:
@@ -55,10 +54,12 @@ class Stream:
 
     @lru_cache(maxsize=2)  # noqa: B019 - a stream lives as long as its pack
     def held_out(self, tokens: int) -> Float[Tensor, "tokens d_in"]:
-        """The first held-out tokens, scaled and shuffled so that batches of them look like training's."""
+        """The first held-out tokens, scaled; shuffled, so that batches look like training's."""
         held = self.target.row_count("held_out") * self.target.tokens_per_row
         if tokens > held:
-            raise ConfigError(f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens.")
+            raise ConfigError(
+                f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens."
+            )
         acts = self._tokens("held_out", 0, tokens) * self.scale
         return acts[_permutation(tokens, HELD_OUT_SEED, 2, 0).to(acts.device)]
 
@@ -67,18 +68,14 @@ class Stream:
         rows = -(-tokens // self.target.tokens_per_row)
         return self._rows("held_out", 0, rows)
 
-    def _tokens(
-        self, split: Literal["train", "held_out"], start: int, stop: int
-    ) -> Float[Tensor, "tokens d_in"]:
+    def _tokens(self, split: Split, start: int, stop: int) -> Float[Tensor, "tokens d_in"]:
         """Unscaled tokens [start, stop) of the permuted rows laid end to end."""
         width = self.target.tokens_per_row
         first, last = start // width, -(-stop // width)
         acts = self.target.activations(split, self._rows(split, first, last))
         return acts[start - first * width : stop - first * width]
 
-    def _rows(
-        self, split: Literal["train", "held_out"], first: int, last: int
-    ) -> Int[Tensor, " rows"]:
+    def _rows(self, split: Split, first: int, last: int) -> Int[Tensor, " rows"]:
         """Rows [first, last) of the endless sequence of row permutations, one an epoch."""
         count = self.target.row_count(split)
         seed = self.given.seed if split == "train" else HELD_OUT_SEED

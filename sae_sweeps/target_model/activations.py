@@ -1,14 +1,14 @@
 """Precomputed activations from a file: no model, hence no cross-entropy."""
 
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.interfaces import Data, Splice, TargetModel
+from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
 from sae_sweeps.run import ConfigError
 
 HELD_OUT_SHARE = 0.1
@@ -17,7 +17,7 @@ HELD_OUT_SHARE = 0.1
 
 @final
 class Activations(TargetModel):
-    """Rows of an .npy or .safetensors array [tokens, d_in], or [rows, seq, d_in] taken token by token.
+    """An .npy or .safetensors array [tokens, d_in], or [rows, seq, d_in] token by token.
 
     Files are mapped, not read: only the rows asked for enter memory.
 
@@ -47,12 +47,10 @@ class Activations(TargetModel):
         self.d_in = train.shape[1]
         self.description = {"model_name": None, "hook_name": None, "dataset_path": Path(path).name}
 
-    def row_count(self, split: Literal["train", "held_out"]) -> int:
+    def row_count(self, split: Split) -> int:
         return self.splits[split].shape[0]
 
-    def activations(
-        self, split: Literal["train", "held_out"], rows: Int[Tensor, " rows"]
-    ) -> Float[Tensor, "tokens d_in"]:
+    def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         return self.splits[split][rows].to(self.device, torch.float32)
 
     def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:

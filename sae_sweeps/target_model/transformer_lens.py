@@ -10,17 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps import embedded
-from sae_sweeps.interfaces import Data, Splice, TargetModel
+from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
 from sae_sweeps.run import ConfigError
 
 
 @final
 class TransformerLens(TargetModel):
-    """Activations at `hook` of `model`, the BOS position dropped; nothing above the hook is computed.
+    """Activations at `hook` of `model`, BOS dropped; nothing above the hook is computed.
 
-    One permanent hook reads what this thread wants of the forward pass: to keep the activation and stop
-    there, or to replace it. So threads may run the model side by side, and the pass ends at the hook
-    whatever its name.
+    One permanent hook reads what this thread wants of the forward pass: to keep the activation and
+    stop there, or to replace it. So threads may run the model side by side, and the pass ends at
+    the hook whatever its name.
 
     Raises:
         ConfigError: the model cannot be loaded, or has no such hook of shape [rows, seq, d_in].
@@ -42,12 +42,15 @@ class TransformerLens(TargetModel):
         self.bridge = _boot(model, device, getattr(torch, dtype))
         self.tap = _Tap()
         _attach(self.bridge, hook, self.tap)
-        self.tokens = {"train": data.rows("train"), "held_out": data.rows("held_out")}
+        tokenizer = self.bridge.tokenizer
+        self.tokens = {split: data.rows(split, tokenizer) for split in ("train", "held_out")}
         self.tokens_per_row = self.tokens["train"].shape[1] - 1
         probe = self._forward_to_hook(self.tokens["train"][:1].to(device))
         if probe.ndim != 3:
             shape = tuple(probe.shape)
-            raise ConfigError(f"target_model.hook is {hook!r}: its shape {shape} is not [rows, seq, d_in].")
+            raise ConfigError(
+                f"target_model.hook is {hook!r}: its shape {shape} is not [rows, seq, d_in]."
+            )
         self.d_in = probe.shape[-1]
         self.description = {
             "model_name": model,
@@ -56,13 +59,11 @@ class TransformerLens(TargetModel):
             "prepend_bos": True,
         }
 
-    def row_count(self, split: Literal["train", "held_out"]) -> int:
+    def row_count(self, split: Split) -> int:
         return self.tokens[split].shape[0]
 
     @torch.inference_mode()
-    def activations(
-        self, split: Literal["train", "held_out"], rows: Int[Tensor, " rows"]
-    ) -> Float[Tensor, "tokens d_in"]:
+    def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         tokens = self.tokens[split][rows]
         parts = [self._forward_to_hook(part)[:, 1:] for part in self._on_device(tokens)]
         return torch.cat(parts).flatten(0, 1).float()
@@ -127,7 +128,7 @@ class _Tap(threading.local):
 
 
 def _boot(model: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The frozen model. Imports stay here: they cost three seconds that a config check does not have."""
+    """The frozen model; imported here, since that takes three seconds."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging as transformers_logging
 
@@ -137,7 +138,9 @@ def _boot(model: str, device: torch.device, dtype: torch.dtype) -> Any:
         bridge: Any = TransformerBridge.boot_transformers(place, device=str(device), dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"target_model.model is {model!r}: it cannot be loaded ({reason})") from error
+        raise ConfigError(
+            f"target_model.model is {model!r}: it cannot be loaded ({reason})"
+        ) from error
     return bridge.eval().requires_grad_(False)
 
 
@@ -148,4 +151,6 @@ def _attach(bridge: Any, hook: str, tap: _Tap) -> None:
     except (KeyError, ValueError, AttributeError) as error:
         close = difflib.get_close_matches(hook, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"target_model.hook is {hook!r}: the model has no such hook.{hint}") from error
+        raise ConfigError(
+            f"target_model.hook is {hook!r}: the model has no such hook.{hint}"
+        ) from error

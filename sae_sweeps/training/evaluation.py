@@ -82,7 +82,7 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
 
 @cache
 def reference_cross_entropy(stream: Stream, tokens: int) -> tuple[float, float]:
-    """Cross-entropy of the model left alone, and with the activation set to zero; once per stream."""
+    """Cross-entropy of the clean model and with the activation at zero; once per stream."""
     rows = stream.held_out_rows(tokens)
     clean = stream.target.ce(rows, lambda acts: acts).double().mean().item()
     zero = stream.target.ce(rows, torch.zeros_like).double().mean().item()

@@ -16,7 +16,7 @@ from sae_sweeps.files import write_json
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.run import Run
 from sae_sweeps.stream.live import Stream
-from sae_sweeps.tracking import TrackedRun, Tracking
+from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.trainer import Trainer
@@ -24,7 +24,7 @@ from sae_sweeps.training.trainer import Trainer
 
 @runtime_checkable
 class Display(Protocol):
-    """Where a pack shows how far it is; runs are named by their index. Called from several threads."""
+    """Where a pack shows how far it is, from several threads; runs are named by index."""
 
     def started(self, total_tokens: int, labels: list[str]) -> None: ...
     def advance(self, run: int, tokens: int) -> None: ...
@@ -42,7 +42,8 @@ def new_sae(config: dict[str, Any], d_in: int) -> Architecture:
 class Member:
     """Trains one run chunk by chunk; a failure ends this run alone.
 
-    Building it writes nothing. `open` starts its files afresh: what an interrupted attempt left is replaced.
+    Building it writes nothing. `open` starts its files afresh: what an interrupted attempt left is
+    replaced.
     """
 
     def __init__(self, index: int, run: Run, stream: Stream, display: Display) -> None:
@@ -72,8 +73,9 @@ class Member:
         self.log.addHandler(self.handler)
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
-        self.rows: IO[str] = (folder / "metrics.jsonl").open("w", buffering=1)
+        # The tracker first: the old rows tell it what it already has of an earlier attempt.
         self.tracked: TrackedRun = tracking.open(self.run)
+        self.rows: IO[str] = (folder / "metrics.jsonl").open("w", buffering=1)
         self.started = self.row_time = time.monotonic()
         self.row_tokens = 0
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
@@ -86,7 +88,7 @@ class Member:
                 if self.trainer.tokens >= self.total_tokens:
                     self._finish()
                     return
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other runs go on
+        except Exception as error:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
@@ -121,7 +123,7 @@ class Member:
     def _finish(self) -> None:
         seconds = time.monotonic() - self.started
         sae, target = self.trainer.sae, self.stream.target
-        figures = {"tokens": self.trainer.tokens}
+        figures: dict[str, Any] = {"tokens": self.trainer.tokens}
         figures |= as_result(
             evaluate(sae, self.stream, self.evaluation), self.evaluation, target.has_loss
         )
@@ -146,7 +148,9 @@ class Member:
         self.log.info("finished: %s", json.dumps(figures["metrics"]))
         self._close(outcome, outcome, "finished")
 
-    def _close(self, outcome: dict[str, Any] | Exception, summary: dict[str, Any], status: str) -> None:
+    def _close(
+        self, outcome: dict[str, Any] | Exception, summary: dict[str, Any], status: str
+    ) -> None:
         self.outcome = outcome
         self.rows.close()
         self.tracked.finish(summary, failed=status == "failed")

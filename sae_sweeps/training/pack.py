@@ -14,7 +14,7 @@ from sae_sweeps.build import build
 from sae_sweeps.interfaces import TargetModel
 from sae_sweeps.run import Run
 from sae_sweeps.stream.live import Stream
-from sae_sweeps.tracking import Tracking
+from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training.evaluation import reference_cross_entropy
 from sae_sweeps.training.member import Display, Member
 
@@ -27,9 +27,9 @@ def train_pack(
 ) -> list[dict[str, Any] | Exception]:
     """Train `runs`, which share a stream; the content of `result.json`, or the exception, of each.
 
-    `on_ready` is called once everything is built and before anything is written. On a CPU, runs train side by side,
-    `threads` cores each; every run's own operations are the same whatever its company, so its
-    weights are too.
+    `on_ready` is called once everything is built and before anything is written. On a CPU, runs
+    train side by side, `threads` cores each; every run's own operations are the same whatever its
+    company, so its weights are too.
 
     Raises:
         ConfigError: before `on_ready`, for what only the model or the data could tell.
@@ -71,7 +71,7 @@ def _train(members: list[Member], stream: Stream, pool: ThreadPoolExecutor) -> N
             elif stream.target.has_loss:
                 for tokens in {member.evaluation.ce_tokens for member in active}:
                     reference_cross_entropy(stream, tokens)
-        except Exception as error:  # noqa: BLE001 - each run records why it could not go on
+        except Exception as error:
             for member in active:
                 member.fail(error)
             return

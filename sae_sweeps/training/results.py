@@ -1,4 +1,4 @@
-"""What a finished run leaves: its weights, the same in SAELens' layout, and `result.json`, written last."""
+"""What a finished run leaves: weights, the same for SAELens, and `result.json` last."""
 
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ SAELENS_VERSION = "6.54.12"
 
 
 def write_weights(run: Run, sae: Architecture) -> None:
-    """All parameters and buffers, in the activations' own units, as `checkpoint/weights.safetensors`."""
+    """All parameters and buffers in unscaled units, as `checkpoint/weights.safetensors`."""
     _write_tensors(run.folder / "checkpoint" / "weights.safetensors", sae.state_dict())
 
 
-def write_saelens(run: Run, sae: Architecture, target: TargetModel, figures: dict[str, Any]) -> bool:
+def write_saelens(
+    run: Run, sae: Architecture, target: TargetModel, figures: dict[str, Any]
+) -> bool:
     """The folder `sae/` as SAELens reads it; False where SAELens has no such inference rule."""
     weights = sae.saelens()
     if weights is None:
         return False
-    cfg = {
+    cfg: dict[str, Any] = {
         "architecture": weights.architecture,
         "d_in": sae.W_dec.shape[1],
         "d_sae": sae.W_dec.shape[0],

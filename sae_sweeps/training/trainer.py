@@ -11,7 +11,8 @@ from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Step
 class Trainer:
     """One SAE, its optimiser and its firing counters.
 
-    loss = mean over tokens of ||x - recon||^2, plus the architecture's penalty, plus the auxiliary loss.
+    loss = mean over tokens of ||x - recon||^2, plus the architecture's penalty, plus the auxiliary
+    loss.
     """
 
     def __init__(self, sae: Architecture, aux_loss: AuxLoss, given: options.Training) -> None:
@@ -83,7 +84,7 @@ class Trainer:
 
 
 def learning_rate(tokens: int, batch: int, given: options.Training) -> float:
-    """Linear warm-up from 0, constant, linear decay to 0, at the batch that follows `tokens` tokens."""
+    """Linear warm-up from 0, constant, linear decay to 0, at the batch after `tokens`."""
     up = (tokens + batch) / max(given.warmup_tokens, 1)
     down = (given.tokens - tokens) / max(given.decay_tokens, 1)
     return given.lr * min(1.0, up, down)

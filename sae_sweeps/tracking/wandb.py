@@ -1,4 +1,4 @@
-"""Mirrors runs in Weights & Biases; `metrics.jsonl` and `result.json` stay the truth.
+"""Mirrors runs in Weights & Biases.
 
 The only module that imports wandb, and only inside functions. Every mirrored run has a thread of
 its own that talks to W&B, so training never waits for a server and never sees W&B's exceptions.
@@ -11,11 +11,9 @@ import re
 import secrets
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,67 +23,14 @@ from urllib.request import Request, urlopen
 
 from sae_sweeps import files
 from sae_sweeps.run import Run
+from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking, scalars
+from sae_sweeps.tracking.off import Off
 
 logger = logging.getLogger(__name__)
 
 FINISH_LIMIT_S = 60.0  # what is not uploaded by then lies complete on disk
 INIT_LIMIT_S = 30.0
 PROBE_LIMIT_S = 2.0
-
-
-class TrackedRun(ABC):
-    """The tracker's side of one run; no method waits for a server or raises."""
-
-    @abstractmethod
-    def log(self, row: Mapping[str, float | int]) -> None:
-        """Mirror one row of `metrics.jsonl`; its `tokens` becomes the x-axis `tokens_seen`."""
-
-    @abstractmethod
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
-        """End the run with the content of its `result.json`, or `{}` when there is none."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a sweep's report mirrors."""
-
-    sweep: str
-    folder: Path
-    rows: list[dict[str, Any]]
-    """One row per run, for a table."""
-    charts: dict[str, dict[str, tuple[list[float], list[float]]]]
-    """By measure, as `fvu`: a line per curve, as L0s and the measure there."""
-    picture: Path
-
-
-class Tracking(ABC):
-    """An option of the `tracking` group: where runs are mirrored."""
-
-    @abstractmethod
-    def open(self, run: Run) -> TrackedRun:
-        """Start mirroring `run`; call it before `metrics.jsonl` is cut back for a resumed run."""
-
-    @abstractmethod
-    def summarise(self, summary: Summary) -> None:
-        """Mirror the sweep's report; repeating it renews it."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Wait, for a limited time, until the mirrors have caught up."""
-
-
-@final
-class Off(Tracking, TrackedRun):
-    """`tracking=off`: nothing is mirrored and nothing is written."""
-
-    def open(self, run: Run) -> TrackedRun:  # noqa: ARG002
-        """Give a run that mirrors nothing: itself."""
-        return self
-
-    def log(self, row: Mapping[str, float | int]) -> None: ...
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None: ...
-    def summarise(self, summary: Summary) -> None: ...
-    def close(self) -> None: ...
 
 
 @final
@@ -270,16 +215,6 @@ class _Mirror(TrackedRun):
         tokens = row.pop("tokens")
         if tokens > self._logged:
             run.log({"tokens_seen": tokens, **row})
-
-
-def scalars(result: Mapping[str, Any]) -> dict[str, float | int]:
-    """Flatten the measurements of a `result.json`: `l0`, `batch_l0`, `train_dead_frac`, ..."""
-    prefixes = {"metrics": "", "batch": "batch_", "train": "train_"}
-    return {
-        prefix + key: value
-        for section, prefix in prefixes.items()
-        for key, value in result.get(section, {}).items()
-    }
 
 
 def _finish(result: Mapping[str, Any], failed: bool, run: Any) -> None:

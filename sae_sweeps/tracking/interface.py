@@ -1,0 +1,60 @@
+"""What a tracker is: a mirror of `metrics.jsonl` and `result.json`, which stay the truth."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.run import Run
+
+
+class TrackedRun(ABC):
+    """The tracker's side of one run; no method waits for a server or raises."""
+
+    @abstractmethod
+    def log(self, row: Mapping[str, float | int]) -> None:
+        """Mirror one row of `metrics.jsonl`; its `tokens` becomes the x-axis `tokens_seen`."""
+
+    @abstractmethod
+    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
+        """End the run with the content of its `result.json`, or `{}` when there is none."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep's report mirrors."""
+
+    sweep: str
+    folder: Path
+    rows: list[dict[str, Any]]
+    """One row per run, for a table."""
+    charts: dict[str, dict[str, tuple[list[float], list[float]]]]
+    """By measure, as `fvu`: a line per curve, as L0s and the measure there."""
+    picture: Path
+
+
+class Tracking(ABC):
+    """An option of the `tracking` group: where runs are mirrored."""
+
+    @abstractmethod
+    def open(self, run: Run) -> TrackedRun:
+        """Start mirroring `run`; call it before `metrics.jsonl` is cut back for a resumed run."""
+
+    @abstractmethod
+    def summarise(self, summary: Summary) -> None:
+        """Mirror the sweep's report; repeating it renews it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait, for a limited time, until the mirrors have caught up."""
+
+
+def scalars(result: Mapping[str, Any]) -> dict[str, float | int]:
+    """Flatten the measurements of a `result.json`: `l0`, `batch_l0`, `train_dead_frac`, ..."""
+    prefixes = {"metrics": "", "batch": "batch_", "train": "train_"}
+    return {
+        prefix + key: value
+        for section, prefix in prefixes.items()
+        for key, value in result.get(section, {}).items()
+    }
