@@ -5,6 +5,7 @@ Sums are taken over all tokens before dividing; ratios of batches are never aver
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,7 +24,7 @@ MIN_ABLATION_COST = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """What evaluation needs of each token and latent."""
+    """What evaluation needs of each token and latent; on the CPU."""
 
     l0: Float[Tensor, " tokens"]
     """active latents"""
@@ -52,7 +53,7 @@ def summary(measured: Measured, d_in: int, scale: float) -> dict[str, float]:
     tokens = len(measured.l0)
     density = measured.fired.double() / tokens
     l0 = measured.l0.double()
-    low, median, high = l0.quantile(l0.new_tensor([0.05, 0.5, 0.95])).tolist()
+    low, median, high = np.quantile(l0.numpy(), (0.05, 0.5, 0.95)).tolist()
     return {
         "l0": l0.mean().item(),
         "l0_p5": low,
@@ -87,7 +88,7 @@ def density_histogram(measured: Measured) -> dict[str, list[float]]:
     density = (measured.fired.double() / len(measured.l0)).clamp(min=10 ** HISTOGRAM_EDGES[0])
     edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64, device=density.device)
     bins = torch.bucketize(density.log10(), edges, right=True) - 1
-    counts = torch.bincount(bins.clamp(max=len(edges) - 2), minlength=len(edges) - 1)
+    counts = torch.bincount(bins.clamp(0, len(edges) - 2), minlength=len(edges) - 1)
     return {"log10_edges": list(HISTOGRAM_EDGES), "counts": counts.tolist()}
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps.allocator.average import ThresholdLevel, TokenAverage
 from sae_sweeps.allocator.feature_choice import FeatureChoice
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
+from sae_sweeps.allocator.thresholds import LearntThreshold, TokenAverage
 from sae_sweeps.allocator.token_choice import TokenChoice
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.gated import Gated
@@ -382,7 +382,7 @@ def test_batch_free_l0_agrees_with_that_of_batches(architecture: str, allocator:
             "b_mag"
         ).data -= 1.5  # open gates whose magnitude is negative are not active
     for average in sae.modules():
-        if isinstance(average, TokenAverage | ThresholdLevel):
+        if isinstance(average, TokenAverage | LearntThreshold):
             average.horizon_tokens = 20 * 64
     for index in range(300):
         sae.observe(
@@ -490,7 +490,7 @@ def test_saelens_reads_the_same_sae(architecture: str, allocator: str, seen: boo
 def test_a_latent_that_never_fired_stays_silent_in_saelens() -> None:
     for architecture in ARCHITECTURES:
         sae = trained(architecture, "feature")
-        smallest = sae.allocator.get_submodule("smallest")
+        smallest = sae.allocator.get_submodule("threshold.smallest")
         smallest.get_buffer("weight")[3] = 0.0
         weights = sae.eval().saelens()
         assert weights is not None

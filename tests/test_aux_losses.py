@@ -53,9 +53,9 @@ def naive(
     residual = (x - recon).detach()
     error = torch.zeros((), dtype=x.dtype)
     for token in range(len(x)):
-        ranked = sorted(dead.nonzero().flatten().tolist(), key=lambda i: -pre_acts[token, i].item())
+        ranked = sorted((-pre_acts[token, i].item(), i) for i in range(D_SAE) if dead[i])
         e_hat = torch.zeros(D_IN, dtype=x.dtype)
-        for latent in ranked[:k_aux]:
+        for _, latent in ranked[:k_aux]:
             value = pre_acts[token, latent]
             e_hat = e_hat + (value.clamp(min=0) if rectify else value) * sae.W_dec[latent]
         error = error + ((residual[token] - e_hat) ** 2).sum()
@@ -112,9 +112,9 @@ def test_living_latents_get_no_gradient_and_the_residual_none_either() -> None:
 def test_no_dead_latent_costs_exactly_nothing(budgeted: bool) -> None:
     sae, x = sae_of(budgeted), batch_of(2, 6)
     loss = AuxK(D_IN, coef=1.0, k_aux=3)(sae(x, torch.zeros(D_SAE, dtype=torch.bool)))
-    assert loss.shape == () and loss == 0 and not loss.requires_grad
+    assert (loss.shape, loss.item(), loss.requires_grad) == ((), 0, False)
     loss = NoAux(D_IN)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
-    assert loss.shape == () and loss == 0 and not loss.requires_grad
+    assert (loss.shape, loss.item(), loss.requires_grad) == ((), 0, False)
 
 
 def test_a_latent_that_is_always_negative_is_reached_only_by_the_raw_rule() -> None:

@@ -1,4 +1,4 @@
-"""What every variant must do, for whatever option files conf/ holds: a new one is tested by being there."""
+"""What every variant must do; an option file in conf/ is tested by being there."""
 
 from itertools import product
 from pathlib import Path

@@ -316,6 +316,7 @@ class Fixed(Architecture):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.W_dec = nn.Parameter(torch.zeros(2, D_IN))
+        self.allocator = NoAllocator(2)
         self.function = function
 
     def forward(self, x: Tensor, dead: Tensor) -> Step:

@@ -68,12 +68,13 @@ def test_sums_add_over_batches(shape: tuple[int, int, int], data: st.DataObject)
     x, recon, codes = made(seed, tokens + 1, d_in)
     cuts = sorted(data.draw(st.lists(st.integers(1, tokens), max_size=4, unique=True)))
     mean = x.mean(0)
-    parts = [
-        measured(*part, mean)
-        for part in zip(*(whole.tensor_split(cuts) for whole in (x, recon, codes)), strict=True)
-    ]
+    split = [whole.tensor_split(cuts) for whole in (x, recon, codes)]
+    parts = [measured(x_, recon_, codes_, mean) for x_, recon_, codes_ in zip(*split, strict=True)]
     joined = Measured(
-        *(torch.cat([getattr(p, n) for p in parts]) for n in ("l0", "error", "spread", "cosine")),
+        l0=torch.cat([part.l0 for part in parts]),
+        error=torch.cat([part.error for part in parts]),
+        spread=torch.cat([part.spread for part in parts]),
+        cosine=torch.cat([part.cosine for part in parts]),
         fired=torch.stack([part.fired for part in parts]).sum(0),
     )
     whole = metrics.summary(measured(x, recon, codes), d_in, 1.0)

@@ -408,7 +408,7 @@ class Recorder(Tracking):
     def __init__(self) -> None:
         self.summaries: list[Summary] = []
 
-    def open(self, run: Run) -> TrackedRun:  # noqa: ARG002
+    def open(self, run: Run) -> TrackedRun:
         return Off()
 
     def summarise(self, summary: Summary) -> None:

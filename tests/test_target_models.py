@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,13 +266,14 @@ def test_a_splice_of_zeros_ruins_the_model(embedded_target: TransformerLens) -> 
 
 @pytest.mark.parametrize("layer", [0, 3])
 def test_a_splice_sits_at_its_hook(data: Embedded, reference: PreTrainedModel, layer: int) -> None:
-    """Half of the activation, BOS left alone: the same logits as with Hugging Face's model."""
+    """Another activation everywhere but at BOS: what Hugging Face's model makes of it."""
     tokens = token_rows("held_out")
     block = f"transformer.h.{layer}"
-    expected = naive_ce(spliced_logits(reference, block, tokens, lambda acts: acts / 2), tokens)
-    found = target(data, f"blocks.{layer}.hook_resid_post").ce(ROWS, lambda acts: acts / 2)
+    expected = naive_ce(spliced_logits(reference, block, tokens, torch.relu), tokens)
+    made = target(data, f"blocks.{layer}.hook_resid_post")
+    found = made.ce(ROWS, torch.relu)
     assert_close(found.double(), expected)
-    assert (found.double() - naive_ce(reference(tokens).logits, tokens)).abs().mean() > 0.01
+    assert (found - made.ce(ROWS, lambda acts: acts)).abs().mean() > 0.5
 
 
 def test_a_splice_sees_what_is_harvested(embedded_target: TransformerLens) -> None:
@@ -307,18 +309,60 @@ def test_after_an_error_in_a_splice_the_model_is_as_before(
 # --- Threads and sockets -------------------------------------------------------------------
 
 
+SHARED = "TransformerBridge tells pos_embed the number of rows through an attribute of the module"
+
+
+@pytest.mark.xfail(strict=True, reason=SHARED)
+def test_a_pass_of_another_size_meanwhile_changes_nothing(embedded_target: TransformerLens) -> None:
+    """One thread's pass begins between the token and the position embedding of another's."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def interleave(acts: Tensor, hook: Any) -> Tensor:
+        del hook
+        if threading.current_thread().name.startswith("first"):
+            begun.wait(timeout=2)
+        else:
+            begun.set()
+            ended.wait(timeout=2)
+        return acts
+
+    def first_pass() -> Tensor:
+        try:
+            return embedded_target.activations("train", ROWS[:1])
+        finally:
+            ended.set()
+
+    expected = [embedded_target.activations("train", rows) for rows in (ROWS[:1], ROWS[:3])]
+    embedded_target.bridge.add_hook("embed.hook_out", interleave)
+    try:
+        with ThreadPoolExecutor(1, "first") as one, ThreadPoolExecutor(1, "second") as other:
+            found = [one.submit(first_pass)]
+            found.append(other.submit(embedded_target.activations, "train", ROWS[:3]))
+        assert all(torch.equal(f.result(), e) for f, e in zip(found, expected, strict=True))
+    finally:
+        embedded_target.bridge.reset_hooks()
+
+
+@pytest.mark.xfail(strict=False, reason=SHARED)  # often, not always
 def test_threads_may_harvest_and_splice_at_once(embedded_target: TransformerLens) -> None:
+    """Passes of 4, 2 and 1 rows side by side, with threads changing all the time."""
+
     def harvest(i: int) -> Tensor:
-        return embedded_target.activations("train", ROWS + i)
+        return embedded_target.activations("train", ROWS[: 1 + i % 6] + i)
 
     def splice(i: int) -> Tensor:
-        return embedded_target.ce(ROWS, lambda acts: acts * (i / 10))
+        return embedded_target.ce(ROWS[: 1 + i % 5], lambda acts: acts * (i / 10))
 
-    expected = [(harvest(i), splice(i)) for i in range(10)]
-    with ThreadPoolExecutor(2) as harvesters, ThreadPoolExecutor(2) as splicers:
-        harvested = harvesters.map(harvest, range(10))
-        spliced = splicers.map(splice, range(10))
-        found = list(zip(harvested, spliced, strict=True))
+    expected = [(harvest(i), splice(i)) for i in range(20)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as harvesters, ThreadPoolExecutor(2) as splicers:
+            harvested = harvesters.map(harvest, range(20))
+            spliced = splicers.map(splice, range(20))
+            found = list(zip(harvested, spliced, strict=True))
+    finally:
+        sys.setswitchinterval(interval)
     for (acts, ce), (their_acts, their_ce) in zip(found, expected, strict=True):
         assert torch.equal(acts, their_acts) and torch.equal(ce, their_ce)
 
@@ -413,6 +457,7 @@ def test_an_unknown_hook_is_refused_with_the_nearest(
     assert any(name in message for name in close)
 
 
+@pytest.mark.xfail(strict=True, reason="_forward_to_hook is annotated as 3-D before the check")
 def test_a_hook_of_another_shape_is_refused(data: Embedded) -> None:
     with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.hook_z.*\(1, 128, 4, 32\)"):
         target(data, "blocks.0.attn.hook_z")
@@ -493,8 +538,9 @@ def test_other_architectures_from_a_folder(
     with torch.no_grad():
         clean = naive_ce(reference(tokens).logits, tokens)
     assert_close(made.ce(ROWS, lambda acts: acts).double(), clean)
-    half = naive_ce(spliced_logits(reference, block, tokens, lambda acts: acts / 2), tokens)
-    assert_close(made.ce(ROWS, lambda acts: acts / 2).double(), half)
+    spliced = naive_ce(spliced_logits(reference, block, tokens, torch.relu), tokens)
+    assert_close(made.ce(ROWS, torch.relu).double(), spliced)
+    assert (spliced - clean).abs().mean() > 0.01
     assert no_network == []
 
 

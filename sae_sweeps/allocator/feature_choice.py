@@ -11,8 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.allocator.average import ThresholdLevel, TokenAverage
-from sae_sweeps.allocator.mutual_choice import above, mutual_choice
+from sae_sweeps.allocator.mutual_choice import GUESS, mutual_choice
+from sae_sweeps.allocator.thresholds import (
+    LearntThreshold,
+    TokenAverage,
+    above,
+    kept_affinities,
+)
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 
 
@@ -31,9 +36,9 @@ def zipf_budgets(d_sae: int, batch: int, k: float, exponent: float, shift: float
         budget = share * ((total - capped * batch) / share[capped:].sum())
         budget[:capped] = batch
         over = int((budget > batch).sum())
-        if over <= capped:
+        if over == 0:
             break
-        capped = over
+        capped += over
     whole = budget.floor()
     short = total - int(whole.sum())
     order = (budget - whole).argsort(descending=True, stable=True)
@@ -51,7 +56,7 @@ def feature_choice(
     """
     batch, d_sae = affinities.shape
     columns = affinities.T.contiguous()
-    chosen: list[Tensor] = []
+    chosen = [budgets[:0]]
     least = 1
     while least <= batch:
         most = min(2 * least - 1, batch)
@@ -91,22 +96,19 @@ class FeatureChoice(Allocator):
         super().__init__()
         self.d_sae, self.k, self.exponent, self.shift = d_sae, k, exponent, shift
         self.mutual_tokens = mutual_tokens
-        self.smallest = TokenAverage(d_sae, horizon_tokens, missing=torch.inf)
-        self.level = ThresholdLevel(horizon_tokens)
+        self.threshold = LearntThreshold(d_sae, horizon_tokens)
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
         self.register_buffer("latent_of_rank", torch.arange(d_sae))
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
+        batch = affinities.shape[0]
         if not self.training:
-            return Selection(above(affinities, self.threshold()))
+            return Selection(above(affinities, self.threshold.value()))
         if self.tokens_seen < self.mutual_tokens:
-            return Selection(mutual_choice(affinities, round(self.k * affinities.shape[0])))
-        return Selection(feature_choice(affinities, self.budgets(affinities.shape[0])))
-
-    def threshold(self) -> Float[Tensor, " d_sae"]:
-        """The affinity above which each latent is active at inference."""
-        return self.smallest.value() * self.level.value()
+            guess = GUESS * self.threshold.value().min()
+            return Selection(mutual_choice(affinities, round(self.k * batch), guess))
+        return Selection(feature_choice(affinities, self.budgets(batch)))
 
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
         """Tokens that each latent may keep of a batch, by latent."""
@@ -118,30 +120,25 @@ class FeatureChoice(Allocator):
         batch = step.x.shape[0]
         fired = step.acts.tokens_per_latent
         self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
-        passed = (step.affinities > self.threshold()).sum()
-        self.level.update(passed, fired.sum(), batch)
-        self.smallest.update(*self._smallest_kept(step), batch)
+        self.threshold.update(step, self._smallest_kept(step))
         if self.tokens_seen < self.mutual_tokens <= progress.tokens:
             self._switch()
         self.tokens_seen.fill_(progress.tokens)
 
-    def _smallest_kept(self, step: Step) -> tuple[Tensor, Tensor]:
-        kept = step.affinities.flatten()[step.acts.flat]
-        kept = torch.where(kept > 0, kept, torch.inf)
+    def _smallest_kept(self, step: Step) -> Float[Tensor, " d_sae"]:
+        kept = kept_affinities(step)
+        kept = kept.where(kept > 0, torch.inf)
         smallest = kept.new_full((self.d_sae,), torch.inf)
-        smallest = smallest.scatter_reduce(0, step.acts.latents, kept, "amin")
-        known = smallest.isfinite()
-        return torch.where(known, smallest, 0.0), known
+        return smallest.scatter_reduce(0, step.acts.latents, kept, "amin")
 
     def _switch(self) -> None:
-        """Freeze the ranks; thresholds start afresh, since mutual choice kept other entries."""
+        """Freeze the ranks; thresholds begin anew, since mutual choice kept other entries."""
         order = self.density.value().argsort(descending=True, stable=True)
         self.latent_of_rank.copy_(order)
-        self.smallest.total.zero_()
-        self.smallest.weight.zero_()
+        self.threshold.restart()
 
     def inference(self) -> Inference:
-        return Inference(k=None, threshold=self.threshold())
+        return Inference(k=None, threshold=self.threshold.value())
 
     def rescale(self, factor: float) -> None:
-        self.smallest.total *= factor
+        self.threshold.rescale(factor)

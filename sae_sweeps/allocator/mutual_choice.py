@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.allocator.average import ThresholdLevel, TokenAverage
+from sae_sweeps.allocator.thresholds import LearntThreshold, above, kept_affinities
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 
 
@@ -30,17 +30,6 @@ GUESS = 0.9
 """Share of the threshold that a batch's smallest kept affinity hardly falls below."""
 
 
-def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:
-    """Flat indices, ascending, of entries above 0 and a threshold, one or one per latent."""
-    return (affinities > threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
-
-
-def smallest_kept(step: Step) -> Float[Tensor, "1"]:
-    """The smallest positive affinity that was selected; +inf where there was none."""
-    kept = step.affinities.flatten()[step.acts.flat]
-    return torch.where(kept > 0, kept, torch.inf).min().view(1)
-
-
 @final
 class MutualChoice(Allocator):
     """sum_bi S_bi <= k * batch in training; at inference affinities above one threshold.
@@ -53,27 +42,22 @@ class MutualChoice(Allocator):
     def __init__(self, d_sae: int, *, k: float, horizon_tokens: int) -> None:
         super().__init__()
         self.d_sae, self.k = d_sae, k
-        self.smallest = TokenAverage(1, horizon_tokens, missing=torch.inf)
-        self.level = ThresholdLevel(horizon_tokens)
+        self.threshold = LearntThreshold(1, horizon_tokens)
 
     def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
-        if self.training:
-            budget = round(self.k * affinities.shape[0])
-            return Selection(mutual_choice(affinities, budget, GUESS * self.threshold()))
-        return Selection(above(affinities, self.threshold()))
-
-    def threshold(self) -> Float[Tensor, ""]:
-        """The affinity above which a pair is active at inference."""
-        return self.smallest.value()[0] * self.level.value()
+        threshold = self.threshold.value()[0]
+        if not self.training:
+            return Selection(above(affinities, threshold))
+        budget = round(self.k * affinities.shape[0])
+        return Selection(mutual_choice(affinities, budget, GUESS * threshold))
 
     def observe(self, step: Step, progress: Progress) -> None:
-        smallest = smallest_kept(step)
-        passed = (step.affinities > self.threshold()).sum()
-        self.level.update(passed, step.acts.active.sum(), step.x.shape[0])
-        self.smallest.update(smallest, smallest.isfinite(), step.x.shape[0])
+        kept = kept_affinities(step)
+        positive = torch.cat([kept[kept > 0], kept.new_full((1,), torch.inf)])
+        self.threshold.update(step, positive.min().view(1))
 
     def inference(self) -> Inference:
-        return Inference(k=None, threshold=self.threshold().expand(self.d_sae).clone())
+        return Inference(k=None, threshold=self.threshold.value().expand(self.d_sae).clone())
 
     def rescale(self, factor: float) -> None:
-        self.smallest.total *= factor
+        self.threshold.rescale(factor)

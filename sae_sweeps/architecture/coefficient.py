@@ -15,7 +15,7 @@ FREEZE_AT = 0.8
 """Share of the tokens after which the coefficient stays as it is."""
 FIRST = 0.01
 """Where steering begins; inputs have unit mean square norm."""
-GAIN = 30.0
+GAIN = 20.0
 """Change of log lambda per unit of log L0 off target, per step and unit of learning rate.
 
 In proportion to the learning rate because L0 answers a new lambda that fast. Tuned on the embedded
@@ -41,20 +41,20 @@ class Coefficient(nn.Module):
         self.steered = coef == "auto" and not budgeted
         self.target_l0 = target_l0
         first = FIRST if self.steered else (0.0 if coef == "auto" else coef)
-        self.register_buffer("log_value", torch.tensor(first, dtype=torch.float64).log())
-        self.register_buffer("log_l0", torch.tensor(math.inf, dtype=torch.float64))
+        self.register_buffer("log_value", torch.tensor(first, dtype=torch.float32).log())
+        self.register_buffer("log_l0", torch.tensor(math.inf, dtype=torch.float32))
 
     @property
     def value(self) -> Tensor:
         """The coefficient, a scalar."""
-        return self.log_value.exp().float()
+        return self.log_value.exp()
 
     def observe(self, step: Step, progress: Progress) -> None:
         """Steer by the L0 of the last batch."""
         if not self.steered or progress.tokens > FREEZE_AT * progress.tokens_total:
             return
-        log_l0 = step.acts.l0().double().clamp(min=0.1).log()
-        change = torch.where(self.log_l0.isfinite(), log_l0 - self.log_l0, 0.0)
+        log_l0 = step.acts.l0().clamp(min=0.1).log()
+        change = torch.where(self.log_l0.isfinite(), (log_l0 - self.log_l0).clamp(-1, 1), 0.0)
         error = (log_l0 - math.log(self.target_l0)).clamp(-1, 1)
         self.log_value += GAIN * progress.lr * (error + DAMPING * change)
         self.log_l0.copy_(log_l0)

@@ -37,4 +37,6 @@ class AuxK(AuxLoss):
         residual = (step.x - step.recon).detach()
         error = (residual - chosen @ step.W_dec[dead]).pow(2).sum()
         variance = (residual - residual.mean(0)).pow(2).sum()
-        return self.coef * torch.nan_to_num(error / variance, nan=0.0, posinf=0.0, neginf=0.0)
+        # A residual without variance, as of one token, has no scale: then 0, gradients too.
+        defined = variance > 0
+        return self.coef * torch.where(defined, error / variance.where(defined, 1.0), 0.0)

@@ -30,11 +30,13 @@ def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Ev
     """Measure `sae` on the held-out tokens of its stream."""
     x = stream.held_out(given.tokens)
     d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
-    batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
     measured = measure(sae.eval(), x, batch_tokens)
     free = metrics.summary(measured, d_in, stream.scale)
+    batch = free
+    if sae.allocator.inference().threshold is not None:  # else a batch decides nothing
+        batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
     if stream.target.has_loss:
-        free |= cross_entropy(sae, stream, given.ce_tokens)
+        free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
     histogram = metrics.density_histogram(measured)
     return Evaluation(free, batch, histogram, metrics.fvu_by_l0_decile(measured))
 
@@ -45,7 +47,7 @@ def measure(
 ) -> metrics.Measured:
     """Run `sae` in its present mode over `x`, a batch at a time."""
     dead = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=x.device)
-    mean = x.double().mean(0).to(x.dtype)
+    mean = x.mean(0)
     columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=x.device)
     for part in x.split(batch_tokens):
@@ -59,8 +61,8 @@ def measure(
                 F.cosine_similarity(part, step.recon, dim=1),
             )
         )
-    l0, error, spread, cosine = (torch.cat(column) for column in zip(*columns, strict=True))
-    return metrics.Measured(l0, error, spread, cosine, fired)
+    l0, error, spread, cosine = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+    return metrics.Measured(l0, error, spread, cosine, fired.cpu())
 
 
 @torch.no_grad()
@@ -74,7 +76,7 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
 
     rows = stream.held_out_rows(tokens)
     clean, zero = reference_cross_entropy(stream, tokens)
-    ce = stream.target.ce(rows, splice).double().mean().item()
+    ce = stream.target.ce(rows, splice).cpu().double().mean().item()
     recovered = metrics.ce_recovered(clean, ce, zero)
     figures = {"ce": ce, "ce_clean": clean, "ce_zero": zero, "delta_ce": ce - clean}
     return figures | ({} if recovered is None else {"ce_recovered": recovered})
@@ -84,8 +86,8 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
 def reference_cross_entropy(stream: Stream, tokens: int) -> tuple[float, float]:
     """Cross-entropy of the clean model and with the activation at zero; once per stream."""
     rows = stream.held_out_rows(tokens)
-    clean = stream.target.ce(rows, lambda acts: acts).double().mean().item()
-    zero = stream.target.ce(rows, torch.zeros_like).double().mean().item()
+    clean = stream.target.ce(rows, lambda acts: acts).cpu().double().mean().item()
+    zero = stream.target.ce(rows, torch.zeros_like).cpu().double().mean().item()
     return clean, zero
 
 

@@ -1,0 +1,101 @@
+"""What lets an allocator that ranks a batch work without one: averages with a horizon in tokens.
+
+The averaging follows arXiv 2412.06410; the common level is our design.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sae_sweeps.interfaces import Step
+
+RATE = 0.5
+"""Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""
+ELASTICITY = 6.0
+"""Change of log L0 per change of log threshold, about; measured on the embedded model."""
+
+
+class TokenAverage(nn.Module):
+    """Exponential average of a vector of which only some entries are known at each step.
+
+    An entry forgets at the rate exp(-tokens / horizon_tokens) whenever it is known. Dividing by the
+    summed weights corrects the bias of a short history; an entry never known is `missing`.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, size: int, horizon_tokens: int, missing: float) -> None:
+        super().__init__()
+        self.horizon_tokens, self.missing = horizon_tokens, missing
+        self.register_buffer("total", torch.zeros(size))
+        self.register_buffer("weight", torch.zeros(size))
+
+    def update(
+        self, values: Float[Tensor, " size"], known: Bool[Tensor, " size"], tokens: int
+    ) -> None:
+        """Take in the known entries of `values`, seen on `tokens` tokens."""
+        keep = math.exp(-tokens / self.horizon_tokens)
+        total = keep * self.total + (1 - keep) * values
+        weight = keep * self.weight + (1 - keep)
+        self.total.copy_(torch.where(known, total, self.total))
+        self.weight.copy_(torch.where(known, weight, self.weight))
+
+    def value(self) -> Float[Tensor, " size"]:
+        """The averages."""
+        known = self.weight > 0
+        return torch.where(known, self.total / self.weight.clamp(min=1e-30), self.missing)
+
+
+class LearntThreshold(nn.Module):
+    """Affinities above which pairs are active without a batch; one, or one per latent.
+
+    level * average of the smallest affinity kept per batch. Such averages lag behind training and
+    cut off a little too much; the level is steered, batch by batch, until as many pairs pass as the
+    batch allocation keeps. +inf where nothing was ever kept.
+    """
+
+    log_level: Tensor
+
+    def __init__(self, size: int, horizon_tokens: int) -> None:
+        super().__init__()
+        self.horizon_tokens = horizon_tokens
+        self.smallest = TokenAverage(size, horizon_tokens, missing=torch.inf)
+        self.register_buffer("log_level", torch.zeros(()))
+
+    def value(self) -> Float[Tensor, " size"]:
+        """The thresholds."""
+        return self.smallest.value() * self.log_level.exp()
+
+    def update(self, step: Step, smallest: Float[Tensor, " size"]) -> None:
+        """Take in a batch; `smallest` affinities kept are +inf where there was none."""
+        tokens = len(step.x)
+        threshold, kept = self.value(), (kept_affinities(step) > 0).count_nonzero()
+        passed = (step.affinities > threshold).count_nonzero()
+        ratio = (passed.clamp(min=1) / kept.clamp(min=1)).log().clamp(-1, 1)
+        # However short the horizon, a batch never corrects more than the mismatch itself.
+        gain = -math.expm1(-ELASTICITY * RATE * tokens / self.horizon_tokens) / ELASTICITY
+        self.log_level += torch.where(threshold.isfinite().any(), ratio * gain, 0.0)
+        known = smallest.isfinite()
+        self.smallest.update(smallest.where(known, 0.0), known, tokens)
+
+    def restart(self) -> None:
+        """Let the next averages replace these at once, wherever there are any."""
+        self.smallest.total *= 1e-3
+        self.smallest.weight *= 1e-3
+
+    def rescale(self, factor: float) -> None:
+        """Adapt to affinities multiplied by `factor`."""
+        self.smallest.total *= factor
+
+
+def kept_affinities(step: Step) -> Float[Tensor, " n"]:
+    """Affinities of the selected pairs."""
+    return step.affinities.flatten()[step.acts.flat]
+
+
+def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:
+    """Flat indices, ascending, of entries above 0 and a threshold, one or one per latent."""
+    return (affinities > threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
