@@ -1,8 +1,11 @@
 """The stream: chunks as a pure function of their index, epochs, held-out tokens, scale."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
+from small import small_run, train
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -225,6 +229,26 @@ def test_more_held_out_tokens_than_there_are_is_an_error() -> None:
     assert len(made.held_out(140)) == 140
     with pytest.raises(ConfigError, match=r"evaluation\.tokens is 141: .* hold 140 held-out"):
         made.held_out(141)
+
+
+@pytest.mark.xfail(strict=True, reason="reference_cross_entropy caches every stream for good")
+def test_a_finished_pack_lets_go_of_its_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep over streams would else hold the target model of each, on its device."""
+    made: list[weakref.ref[Stream]] = []
+    initialise = Stream.__init__
+
+    def remember(self: Stream, target: TargetModel, given: options.Stream) -> None:
+        initialise(self, target, given)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Stream, "__init__", remember)
+    for seed in (0, 1):
+        [outcome] = train(small_run(tmp_path, f"stream.seed={seed}"))
+        assert isinstance(outcome, dict)
+    gc.collect()
+    assert [stream() for stream in made] == [None, None]
 
 
 # --- Scale ---------------------------------------------------------------------------------

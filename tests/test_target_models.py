@@ -16,6 +16,7 @@ import pytest
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
+from small import small_run, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from sae_sweeps import rules
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.data.none import NoData
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
@@ -486,10 +488,57 @@ def test_an_unknown_folder_is_refused_without_a_call(
     assert "\n" not in str(refused.value) and no_network == []
 
 
-@pytest.mark.xfail(strict=True, reason="IndexError from the position embedding")
-def test_rows_longer_than_the_models_context_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.context_tokens"):
-        target(Embedded(context_tokens=129))
+@pytest.mark.xfail(strict=True, reason="rules._hook_fits takes attn.hook_out for a misspelling")
+def test_no_hook_that_works_is_refused_before(
+    data: Embedded, embedded_target: TransformerLens
+) -> None:
+    """The rule that judges a hook by its name lets everything through that has the right shape."""
+    config = small_run(Path("unused")).config
+    refused: list[str] = []
+    for hook in [name for name in embedded_target.bridge.hook_dict if "blocks.2." in name]:
+        try:
+            target(data, hook)
+        except Exception:
+            continue  # that hook does not work, whatever it is told with
+        node = config["target_model"] | {"hook": hook}
+        try:
+            rules.obey(config | {"target_model": node})
+        except ConfigError:
+            refused.append(hook)
+    assert refused == []
+
+
+@pytest.mark.xfail(strict=True, reason="rules finds the folder, the loader gets the `~`")
+def test_a_folder_may_begin_with_a_tilde(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folders["llama"]
+    monkeypatch.setenv("HOME", str(folder.parent))
+    model = f"~/{folder.name}"
+    assert rules.model_folder(model) == folder
+    assert target(Embedded(context_tokens=64), model=model).d_in == 32
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        pytest.param(word, marks=pytest.mark.xfail(strict=True, reason=reason))
+        for word, reason in {
+            "data.context_tokens=1": "ZeroDivisionError",
+            "data.context_tokens=2": "fails after training: the mean of no cross-entropy is nan",
+            "data.context_tokens=129": "IndexError from the position embedding",
+            "evaluation.ce_tokens=0": "fails after training: torch.cat of no tensors",
+        }.items()
+    ],
+)
+def test_extremes_work_or_are_refused(tmp_path: Path, word: str) -> None:
+    run = small_run(tmp_path, word)
+    try:
+        rules.obey(run.config)
+        [outcome] = train(run)
+    except ConfigError:
+        return
+    assert isinstance(outcome, dict)
 
 
 # --- Other architectures -------------------------------------------------------------------

@@ -1,0 +1,448 @@
+"""Variants that a user brings along, trained by the real command line with no edit to the project.
+
+Each is one Python file beside the command and one YAML file in a folder for `--config-dir`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+NOISY = '''
+"""Token choice among affinities that are noisy in training."""
+
+import torch
+
+from sae_sweeps.interfaces import Allocator, Inference, Selection
+
+
+class Noisy(Allocator):
+    """sum_i S_bi <= k for every token b."""
+
+    sets_budget = True
+
+    def __init__(self, d_sae: int, *, k: int, noise: float) -> None:
+        super().__init__()
+        self.k, self.noise = k, noise
+        self.generator = torch.Generator().manual_seed(0)
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, affinities):
+        if self.training:
+            noise = torch.randn(affinities.shape, generator=self.generator)
+            affinities = affinities + self.noise * affinities.std() * noise
+            self.draws += 1
+        latents = affinities.topk(self.k, dim=1).indices.sort(dim=1).values
+        starts = torch.arange(len(affinities))[:, None] * affinities.shape[1]
+        return Selection((starts + latents).flatten())
+
+    def observe(self, step, progress):
+        pass
+
+    def inference(self):
+        return Inference(k=self.k, threshold=None)
+
+    def rescale(self, factor):
+        pass
+'''
+
+SHARE = '''
+"""What comes near the token's largest affinity is active: a rule that SAELens has not."""
+
+from sae_sweeps.interfaces import Allocator, Inference, Selection
+
+
+class Share(Allocator):
+    """S_bi = 1[affinity_bi > share * max_j affinity_bj]."""
+
+    sets_budget = True
+
+    def __init__(self, d_sae: int, *, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, affinities):
+        least = self.share * affinities.max(dim=1, keepdim=True).values.clamp(min=0)
+        return Selection((affinities > least).flatten().nonzero().squeeze(1))
+
+    def observe(self, step, progress):
+        pass
+
+    def inference(self):
+        return Inference(k=None, threshold=None)
+
+    def rescale(self, factor):
+        pass
+'''
+
+SKIP = '''
+"""An SAE with a linear path around its latents."""
+
+import torch
+from torch import nn
+
+from sae_sweeps.architecture import weights
+from sae_sweeps.interfaces import Architecture, Step
+from sae_sweeps.sparse import decode
+
+
+class Skip(Architecture):
+    """recon = acts W_dec + b_dec + (x - b_dec) W_skip, with W_skip of low rank."""
+
+    def __init__(self, d_in: int, d_sae: int, allocator, *, encoder_scale: float, rank: int):
+        super().__init__()
+        weights.create(self, d_in, d_sae)
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.down = nn.Parameter(torch.zeros(d_in, rank))
+        self.up = nn.Parameter(torch.zeros(rank, d_in))
+        self.allocator, self.encoder_scale = allocator, encoder_scale
+
+    def initialise(self, generator, mean):
+        weights.draw(self, generator, mean, self.encoder_scale)
+        nn.init.normal_(self.down, std=0.1, generator=generator)
+
+    def forward(self, x, dead):
+        pre_acts = weights.project(self, x, self.b_enc)
+        affinities = pre_acts.detach()
+        selection = self.allocator(affinities)
+        acts = selection.of(pre_acts.relu())
+        recon = decode(acts, self.W_dec) + self.b_dec + (x - self.b_dec) @ self.down @ self.up
+        budgeted = self.allocator.sets_budget
+        return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+
+    def penalty(self, step):
+        return step.x.new_zeros(())
+
+    def observe(self, step, progress):
+        self.allocator.observe(step, progress)
+
+    def diagnostics(self):
+        return {"train/skip_norm": (self.down @ self.up).norm().item()}
+
+    @torch.no_grad()
+    def rescale(self, factor):
+        self.b_enc *= factor
+        self.b_dec *= factor
+        self.allocator.rescale(factor)
+
+    def saelens(self):
+        return None
+'''
+
+PULL = '''
+"""Pulls pre-activations to 0."""
+
+from sae_sweeps.interfaces import AuxLoss
+
+
+class Pull(AuxLoss):
+    """coef * mean of squared pre-activations."""
+
+    def __init__(self, d_in: int, *, coef: float) -> None:
+        super().__init__()
+        self.coef = coef
+
+    def forward(self, step):
+        return self.coef * step.pre_acts.pow(2).mean()
+'''
+
+DICTIONARY = '''
+"""Sparse sums of random directions, drawn anew from the row's number."""
+
+import torch
+
+from sae_sweeps.interfaces import TargetModel
+
+
+class Dictionary(TargetModel):
+    """x = codes D, each code active with the given probability."""
+
+    has_loss = False
+    tokens_per_row = 16
+
+    def __init__(self, data, device, *, d_in: int, atoms: int, probability: float) -> None:
+        self.device, self.d_in, self.probability = device, d_in, probability
+        self.directions = torch.randn(atoms, d_in, generator=torch.Generator().manual_seed(0))
+        self.description = {"model_name": "dictionary", "hook_name": None}
+
+    def row_count(self, split):
+        return 2000 if split == "train" else 200
+
+    def activations(self, split, rows):
+        return torch.cat([self.row(int(row) + 2000 * (split == "held_out")) for row in rows])
+
+    def row(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.rand(self.tokens_per_row, len(self.directions), generator=generator)
+        return codes.where(codes < self.probability, 0.0) @ self.directions / self.probability
+
+    def ce(self, rows, splice):
+        raise NotImplementedError
+'''
+
+MODULES = {
+    "my_noisy": NOISY,
+    "my_share": SHARE,
+    "my_skip": SKIP,
+    "my_pull": PULL,
+    "my_dictionary": DICTIONARY,
+}
+
+OPTION_FILES = {
+    "allocator/noisy": "_target_: my_noisy.Noisy\nk: ${k}\nnoise: 1.0\n",
+    "allocator/share": "_target_: my_share.Share\nshare: 0.6\n",
+    "architecture/skip": "_target_: my_skip.Skip\nencoder_scale: 0.6\nrank: 4\n",
+    "aux_loss/pull": "_target_: my_pull.Pull\ncoef: 0.01\n",
+    "target_model/dictionary": """
+defaults:
+  - override /data@_global_.data: none
+_target_: my_dictionary.Dictionary
+d_in: 24
+atoms: 40
+probability: 0.08
+""",
+    "budget/small": "# @package _global_\nd_sae: 96\ntraining:\n  tokens: 8192\n",
+    "budget/smaller": "# @package _global_\nd_sae: 64\ntraining:\n  tokens: 4096\n",
+    "schedule/gentle": "lr: 1e-3\nwarmup: 0.25\n",
+    "schedule/steep": "lr: 4e-3\nwarmup: 0.125\n",
+    "sweep/tiny": """
+# @package _global_
+name: tiny
+k: 4
+d_sae: 64
+device: cpu
+stream: {batch_tokens: 256, chunk_tokens: 1024, calibration_tokens: 512}
+training: {tokens: 8192}
+evaluation: {tokens: 1024, ce_tokens: 512}
+""",
+    "sweep/bench": """
+# @package _global_
+defaults:
+  - tiny
+  - override /target_model: dictionary
+  - override /aux_loss: none
+name: bench
+training:
+  lr: ${schedule.lr}
+  warmup_tokens: ${share:${schedule.warmup}}
+hydra:
+  sweeper:
+    params:
+      architecture: skip,relu
+      allocator: noisy,share
+      +schedule: gentle,steep
+""",
+}
+
+Results = dict[tuple[Any, ...], tuple[Path, dict[str, Any]]]
+"""A run's folder and result, by what sets it apart."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: modules, and config files in a folder of their own."""
+    folder = tmp_path_factory.mktemp("outside")
+    for name, code in MODULES.items():
+        (folder / f"{name}.py").write_text(code)
+    for name, text in OPTION_FILES.items():
+        path = folder / "mine" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.lstrip())
+    return folder
+
+
+def sae_sweeps(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as its console script does: the working folder is not on Python's path."""
+    code = "import sys; sys.path.remove(''); from sae_sweeps.__main__ import main; main()"
+    line = [sys.executable, "-c", code, "--config-dir", "mine", *words, "tracking=off"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, timeout=300)
+
+
+def results(home: Path, name: str) -> list[tuple[Path, dict[str, Any]]]:
+    paths = sorted((home / "outputs" / name / "runs").glob("*/result.json"))
+    return [(path.parent, json.loads(path.read_text())) for path in paths]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "checkpoint" / "weights.safetensors")
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- Allocator, auxiliary loss, a group of budgets -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crossed(home: Path) -> Results:
+    """Budget x allocator x auxiliary loss, on the embedded model."""
+    axes = ["+budget=small,smaller", "allocator=noisy,token_choice", "aux_loss=pull,none"]
+    done = sae_sweeps(home, "-m", "+sweep=tiny", *axes)
+    assert done.returncode == 0, done.stderr
+    return {
+        (r["choices"]["budget"], r["choices"]["allocator"], r["choices"]["aux_loss"]): (path, r)
+        for path, r in results(home, "tiny")
+    }
+
+
+def test_every_point_is_trained_under_its_label(crossed: Results, home: Path) -> None:
+    assert len(crossed) == 8
+    for (_, allocator, aux_loss), (path, result) in crossed.items():
+        label = allocator if aux_loss == "none" else f"{allocator} + {aux_loss}"
+        assert result["label"] == label
+        slug = label.replace(" + ", "-").replace("_", "-")
+        assert path.name.startswith(f"{slug}-k4-s0-")
+        assert 0 < result["metrics"]["fvu"] < 1 and result["metrics"]["l0"] <= 4
+        assert result["metrics"]["ce"] > result["metrics"]["ce_clean"]
+    table = (home / "outputs" / "tiny" / "pareto.csv").read_text()
+    for label in ("noisy", "noisy + pull", "token_choice + pull", "token_choice"):
+        assert f"{label}," in table
+
+
+def test_a_new_groups_options_are_in_force(crossed: Results) -> None:
+    sizes = {"small": (96, 8192), "smaller": (64, 4096)}
+    for (budget, _, _), (path, result) in crossed.items():
+        d_sae, tokens = sizes[budget]
+        assert (result["d_sae"], result["tokens"]) == (d_sae, tokens)
+        assert result["config"]["training"]["warmup_tokens"] == round(0.05 * tokens)
+        assert "budget" not in result["config"]
+        assert weights(path)["W_dec"].shape == (d_sae, 128)
+
+
+def test_the_allocator_is_the_users(crossed: Results) -> None:
+    for (budget, allocator, aux_loss), (path, result) in crossed.items():
+        saved = weights(path)
+        if allocator == "token_choice":
+            assert not [name for name in saved if name.startswith("allocator.")]
+            continue
+        assert saved["allocator.draws"] == {"small": 32, "smaller": 16}[budget]  # batches
+        assert result["config"]["allocator"] == {
+            "_target_": "my_noisy.Noisy",
+            "k": 4,
+            "noise": 1.0,
+        }
+        exact, _ = crossed[budget, "token_choice", aux_loss]
+        assert rows(path)[-1]["train/fvu"] > 1.02 * result["metrics"]["fvu"]  # noise ends
+        assert not torch.equal(saved["W_enc"], weights(exact)["W_enc"])
+        cfg = json.loads((path / "sae" / "cfg.json").read_text())
+        assert cfg["architecture"] == "topk" and cfg["k"] == 4
+
+
+def test_the_auxiliary_loss_is_the_users(crossed: Results) -> None:
+    for (budget, allocator, aux_loss), (path, _) in crossed.items():
+        logged = [row["train/aux_loss"] for row in rows(path)]
+        if aux_loss == "none":
+            assert set(logged) == {0.0}
+            continue
+        assert min(logged) > 0
+        without = weights(crossed[budget, allocator, "none"][0])
+        assert not torch.equal(weights(path)["W_enc"], without["W_enc"])
+
+
+# --- Architecture, target model, a group read by interpolation -----------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(home: Path) -> Results:
+    """A sweep file of the user's: architecture x allocator x schedule, on a new target model."""
+    done = sae_sweeps(home, "+sweep=bench")
+    assert done.returncode == 0, done.stderr
+    return {
+        (r["choices"]["architecture"], r["choices"]["allocator"], r["choices"]["schedule"]): (
+            path,
+            r,
+        )
+        for path, r in results(home, "bench")
+    }
+
+
+def test_a_users_sweep_file_trains_its_points(bench: Results) -> None:
+    assert len(bench) == 8
+    labels = {result["label"] for _, result in bench.values()}
+    assert labels == {"noisy", "share", "skip × noisy", "skip × share"}
+
+
+def test_the_architecture_is_the_users(bench: Results) -> None:
+    for (architecture, allocator, schedule), (path, result) in bench.items():
+        last = rows(path)[-1]
+        if architecture == "relu":
+            assert "train/skip_norm" not in last and "up" not in weights(path)
+            continue
+        saved = weights(path)
+        assert saved["down"].shape == (24, 4) and saved["up"].norm() > 0.01
+        norm = (saved["down"] @ saved["up"]).norm().item()
+        assert last["train/skip_norm"] == pytest.approx(norm, rel=1e-4)
+        assert not (path / "sae").exists()
+        assert "sae/ is not written" in (path / "run.log").read_text()
+        plain = bench["relu", allocator, schedule][1]
+        assert result["metrics"]["fvu"] < plain["metrics"]["fvu"]  # the path around helps
+
+
+def test_the_target_model_is_the_users(bench: Results) -> None:
+    for path, result in bench.values():
+        assert weights(path)["W_dec"].shape == (64, 24)
+        assert result["choices"]["data"] == "none"
+        assert not [name for name in result["metrics"] if name.startswith("ce")]
+        assert result["config"]["target_model"]["_target_"] == "my_dictionary.Dictionary"
+        assert 0 < result["metrics"]["fvu"] < 0.8
+
+
+def test_a_new_groups_values_reach_options_by_interpolation(bench: Results) -> None:
+    wanted = {"gentle": (1e-3, 2048), "steep": (4e-3, 1024)}
+    for (architecture, allocator, schedule), (path, result) in bench.items():
+        training = result["config"]["training"]
+        assert (training["lr"], training["warmup_tokens"]) == wanted[schedule]
+        assert max(row["train/lr"] for row in rows(path)) == pytest.approx(training["lr"])
+        other = bench[architecture, allocator, "gentle" if schedule == "steep" else "steep"]
+        assert not torch.equal(weights(path)["W_enc"], weights(other[0])["W_enc"])
+
+
+@pytest.mark.xfail(
+    strict=True, reason="no threshold and no k is taken for 'everything', and saved as `standard`"
+)
+def test_a_rule_that_saelens_has_not_is_not_saved_as_another(bench: Results) -> None:
+    """The user's per-token rule ends up in a folder that SAELens would read as a plain ReLU."""
+    for schedule in ("gentle", "steep"):
+        path, result = bench["relu", "share", schedule]
+        assert result["metrics"]["l0"] < 10
+        assert not (path / "sae").exists()
+
+
+# --- Repeating, and mistakes ---------------------------------------------------------------
+
+
+def test_a_repeated_command_trains_nothing(home: Path, bench: Results) -> None:
+    before = {path: (path / "result.json").stat().st_mtime_ns for path, _ in bench.values()}
+    done = sae_sweeps(home, "+sweep=bench")
+    assert done.returncode == 0, done.stderr
+    assert "8 finished before" in done.stdout
+    assert before == {path: (path / "result.json").stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("allocator.noise=much", "allocator.noise is 'much', expected float."),
+        ("allocator.nois=1", "allocator.nois is not an option"),
+        ("allocator.k=65", "allocator.k is 65, expected at most d_sae, which is 64."),
+        ("+budget=tiny", "budget has no option 'tiny', expected one of small, smaller."),
+    ],
+)
+def test_a_mistake_in_them_is_refused_in_one_line(home: Path, word: str, expected: str) -> None:
+    done = sae_sweeps(home, "+sweep=tiny", "name=mistaken", "allocator=noisy", word)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert expected in line
+    assert not (home / "outputs" / "mistaken").exists()

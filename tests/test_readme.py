@@ -1,0 +1,132 @@
+"""The README: every command in it runs, every path it names exists, its variant works."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+TINY = [
+    "+tiny=yes",
+    "tracking=off",
+    "hydra.launcher.progress=off",
+]
+TINY_CONF = """
+# @package _global_
+d_sae: 64
+stream: {batch_tokens: 1024, chunk_tokens: 2048, calibration_tokens: 1024}
+training: {tokens: 4096}
+evaluation: {tokens: 1024, ce_tokens: 256}
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, comments cut off."""
+    lines = "".join(blocks("sh")).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with what the README's commands expect, and options that make them small."""
+    (tmp_path / "my_conf" / "tiny").mkdir(parents=True)
+    (tmp_path / "my_conf" / "tiny" / "yes.yaml").write_text(TINY_CONF)
+    (tmp_path / "my_conf" / "allocator").mkdir()
+    (tmp_path / "my_conf" / "allocator" / "first.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "first.py").write_text(blocks("python")[0])
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "activations.npy", rng.normal(size=(20_000, 16)).astype(np.float32))
+    return tmp_path
+
+
+def run(place: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sae_sweeps", *words]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+
+
+def small(words: list[str]) -> list[str]:
+    """The same command on small options; of long axes the first two values are kept."""
+    words = [re.sub(r"=(\w+),(\w+),.*", r"=\1,\2", word) for word in words]
+    given = {word.partition("=")[0] for word in words}
+    if "+sweep=pareto" in words:
+        words += [cut for cut in ("method=topk,relu", "k=4,8") if cut.split("=")[0] not in given]
+    flags = [] if "--config-dir" in words else ["--config-dir", "my_conf"]
+    wanted = [word for word in TINY if word.partition("=")[0] not in given]
+    return [*flags, *words, *wanted]
+
+
+TRAINING = [line for line in commands() if line.startswith("sae-sweeps") and "report" not in line]
+
+
+def test_commands_were_found() -> None:
+    assert len(commands()) >= 11
+    assert len(TRAINING) >= 8
+
+
+@pytest.mark.parametrize("line", [line for line in TRAINING if "pythia" not in line])
+def test_training_command(line: str, place: Path) -> None:
+    words = shlex.split(line)[1:]
+    if words == ["--help"]:
+        done = run(place, words)
+        assert done.returncode == 0 and "feature_choice" in done.stdout
+        return
+    done = run(place, small(words))
+    assert done.returncode == 0, done.stderr
+    results = list(place.glob("outputs/*/runs/*/result.json"))
+    assert results
+    assert len(list(place.glob("outputs/*/pareto.csv"))) == 1
+
+
+def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> None:
+    [line] = [line for line in TRAINING if "pythia" in line]
+    done = run(place, small(shlex.split(line)[1:]))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "target_model.model is 'EleutherAI/pythia-70m'" in done.stderr
+    assert not (place / "outputs").exists()
+
+
+def test_report_command(place: Path) -> None:
+    [line] = [line for line in commands() if " report " in line]
+    run(place, small(["+sweep=pareto"]))
+    picture = place / "outputs" / "pareto" / "pareto.png"
+    picture.unlink()
+    done = run(place, shlex.split(line)[1:])
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 10_000
+
+
+def test_set_up_commands_are_those_of_ci() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    set_up = [line for line in commands() if line.startswith("pip")]
+    assert len(set_up) == 2
+    for line in set_up:
+        for part in line.split(" && "):
+            assert part.replace("pip install", "pip install -q") in ci or part in ci, part
+
+
+def test_paths_exist() -> None:
+    for path in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
+    tree = README[README.index("sae_sweeps/\n  interfaces.py") :].split("```")[0]
+    for line in tree.splitlines():
+        for name in re.findall(r"^  ((?:[\w.]+/? )+)", f"{line} "):
+            for part in name.split():
+                assert (ROOT / "sae_sweeps" / part).exists(), part
+
+
+def test_option_table_is_complete() -> None:
+    for folder in (path for path in (ROOT / "conf").iterdir() if path.is_dir()):
+        for option in folder.glob("*.yaml"):
+            if (folder.name, option.stem) not in {("method", "none"), ("data", "none")}:
+                row = next(line for line in README.splitlines() if f"| `{folder.name}` |" in line)
+                assert f"`{option.stem}`" in row, f"{folder.name}/{option.stem}"
