@@ -1,4 +1,4 @@
-"""The main job itself, as a user runs it: what it reached, what it left, and that company is no matter.
+"""The main job as a user runs it: what it reached, what it left, and that company is no matter.
 
 MAIN_JOB names the folder of a finished one; without it the job is run here.
 """
