@@ -128,7 +128,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Inference:
-    """How an allocator decides without a batch: top-k, or a threshold per latent, or neither."""
+    """How an allocator decides without a batch: top-k, a threshold per latent, or (neither) not."""
 
     k: int | None
     threshold: Float[Tensor, " d_sae"] | None
@@ -163,8 +163,8 @@ class Allocator(nn.Module, ABC):
         """Update running state after a training step."""
 
     @abstractmethod
-    def inference(self) -> Inference:
-        """The batch-free rule that evaluation mode applies."""
+    def inference(self) -> Inference | None:
+        """The batch-free rule that evaluation mode applies; None where it is of another kind."""
 
     @abstractmethod
     def rescale(self, factor: float) -> None:

@@ -48,6 +48,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda v: v >= 0,
         "warmup_tokens decay_tokens mutual_tokens ce_tokens exponent shift *coef",
     ),
+    ("expected at least 3", lambda v: v >= 3, "context_tokens"),  # BOS, one, and its next
     ("expected at least 1", lambda v: v >= 1, "tokens k_aux threads rows_per_forward *_tokens"),
 )
 """What a number may be, by the option's name in any node; the first line that fits holds."""
@@ -204,7 +205,9 @@ def _hook_fits(hook: str, layers: int | None, model: str) -> Iterator[str]:
     if not layer.isdecimal() or (layers is not None and int(layer) >= layers):
         allowed = f"blocks.0 to blocks.{layers - 1}" if layers else "a number after 'blocks.'"
         yield f"target_model.hook is {hook!r}, expected {allowed} for {model!r}."
-    guess = did_you_mean(name, HOOKS) if name.removeprefix("hook_") not in OTHER_HOOKS else ""
+    # Names within a block's parts, as `attn.hook_z`, are judged when the model is loaded.
+    judged = "." not in name and name.removeprefix("hook_") not in OTHER_HOOKS
+    guess = did_you_mean(name, HOOKS) if judged else ""
     if guess and name not in HOOKS:
         nearest = guess.replace("'hook", f"'blocks.{layer}.hook")
         yield f"target_model.hook is {hook!r}, which a model does not have.{nearest}"

@@ -409,9 +409,6 @@ def test_a_new_groups_values_reach_options_by_interpolation(bench: Results) -> N
         assert not torch.equal(weights(path)["W_enc"], weights(other[0])["W_enc"])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="no threshold and no k is taken for 'everything', and saved as `standard`"
-)
 def test_a_rule_that_saelens_has_not_is_not_saved_as_another(bench: Results) -> None:
     """The user's per-token rule ends up in a folder that SAELens would read as a plain ReLU."""
     for schedule in ("gentle", "steep"):

@@ -242,7 +242,6 @@ def test_metadata_survive(trained: dict[str, Trained], label: str) -> None:
     assert own["metrics"] == run.result["metrics"]
 
 
-@pytest.mark.xfail(strict=True, reason="the export says TransformerBridge, which SAELens refuses")
 def test_saelens_knows_the_models_class(trained: dict[str, Trained]) -> None:
     """What `sae_lens.load_model` takes; its HookedTransformer has unprocessed weights, as ours."""
     known = {"HookedTransformer", "HookedMamba", "AutoModelForCausalLM"}

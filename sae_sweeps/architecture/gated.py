@@ -77,7 +77,7 @@ class Gated(Architecture):
 
     def saelens(self) -> SAELensWeights | None:
         rule = self.allocator.inference()
-        if rule.k is not None:
+        if rule is None or rule.k is not None:
             return None
         names = ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag")
         tensors = {name: getattr(self, name).detach() for name in names}

@@ -123,7 +123,7 @@ class JumpReLU(Architecture):
 
     def saelens(self) -> SAELensWeights | None:
         rule = self.allocator.inference()
-        if rule.k is not None:
+        if rule is None or rule.k is not None:
             return None
         names = ("W_enc", "b_enc", "W_dec", "b_dec")
         tensors = {name: getattr(self, name).detach() for name in names}

@@ -65,8 +65,10 @@ class ReLU(Architecture):
             bias *= factor
         self.allocator.rescale(factor)
 
-    def saelens(self) -> SAELensWeights:
+    def saelens(self) -> SAELensWeights | None:
         rule = self.allocator.inference()
+        if rule is None:
+            return None
         tensors = {
             name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
         }

@@ -31,14 +31,17 @@ class Stream:
         self.batches_per_chunk = given.chunk_tokens // given.batch_tokens
         self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
         sample = self._tokens("train", 0, given.calibration_tokens)
-        self.scale = 1 / sample.pow(2).sum(1).mean().sqrt().item()
-        if not np.isfinite(self.scale):
+        norm = sample.pow(2).sum(1).mean().sqrt().item()
+        if norm == 0 or not np.isfinite(norm):
             raise ConfigError("target_model: its activations are all zero, or not all finite.")
+        self.scale = 1 / norm
         self.mean = sample.mean(0) * self.scale
+        self._held_out: dict[int, Tensor] = {}
+        self._reference_ce: dict[int, tuple[float, float]] = {}
 
     def require(self, tokens: int) -> None:
         """Refuse a run longer than the training data, unless they may repeat."""
-        held = self.target.row_count("train") * self.target.tokens_per_row
+        held = self._size("train")
         if tokens > held and not self.given.repeat:
             raise ConfigError(
                 f"training.tokens is {tokens}: the data hold {held} training tokens; "
@@ -46,22 +49,44 @@ class Stream:
             )
 
     def chunk(self, index: int) -> Float[Tensor, "chunk d_in"]:
-        """Chunk `index`, shuffled; `batch_tokens` rows at a time are the batches."""
+        """Chunk `index`, shuffled; `batch_tokens` rows at a time are the batches.
+
+        Where data do not repeat, the last chunk ends with them.
+        """
         start = index * self.chunk_tokens
-        tokens = self._tokens("train", start, start + self.chunk_tokens)
-        order = _permutation(self.chunk_tokens, self.given.seed, 1, index)
+        stop = start + self.chunk_tokens
+        if not self.given.repeat:
+            stop = min(stop, self._size("train"))
+        tokens = self._tokens("train", start, stop)
+        order = _permutation(len(tokens), self.given.seed, 1, index)
         return tokens[order.to(tokens.device)] * self.scale
 
-    @lru_cache(maxsize=2)  # noqa: B019 - a stream lives as long as its pack
     def held_out(self, tokens: int) -> Float[Tensor, "tokens d_in"]:
         """The first held-out tokens, scaled; shuffled, so that batches look like training's."""
-        held = self.target.row_count("held_out") * self.target.tokens_per_row
+        held = self._size("held_out")
         if tokens > held:
             raise ConfigError(
                 f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens."
             )
-        acts = self._tokens("held_out", 0, tokens) * self.scale
-        return acts[_permutation(tokens, HELD_OUT_SEED, 2, 0).to(acts.device)]
+        if tokens not in self._held_out:
+            acts = self._tokens("held_out", 0, tokens) * self.scale
+            order = _permutation(tokens, HELD_OUT_SEED, 2, 0)
+            self._held_out[tokens] = acts[order.to(acts.device)]
+        return self._held_out[tokens]
+
+    def reference_ce(self, tokens: int) -> tuple[float, float]:
+        """Cross-entropy (nats) of the clean model, and with the activation set to zero; kept."""
+        if tokens not in self._reference_ce:
+            rows = self.held_out_rows(tokens)
+            clean, zero = (
+                self.target.ce(rows, splice).cpu().double().mean().item()
+                for splice in (torch.clone, torch.zeros_like)
+            )
+            self._reference_ce[tokens] = clean, zero
+        return self._reference_ce[tokens]
+
+    def _size(self, split: Split) -> int:
+        return self.target.row_count(split) * self.target.tokens_per_row
 
     def held_out_rows(self, tokens: int) -> Int[Tensor, " rows"]:
         """Held-out token rows that hold at least `tokens` tokens, in the order of `held_out`."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
-from sae_sweeps.run import ConfigError
+from sae_sweeps.run import ConfigError, one_line
 
 HELD_OUT_SHARE = 0.1
 """Share of `path`, at its end, that is held out where no `held_out_path` is given."""
@@ -58,30 +58,38 @@ class Activations(TargetModel):
 
 
 def _open(key: str, path: str) -> Float[Tensor, "tokens d_in"]:
-    suffix = Path(path).suffix
-    if suffix not in (".npy", ".safetensors"):
+    place = Path(path).expanduser()
+    read = READERS.get(place.suffix)
+    if read is None:
         raise ConfigError(f"{key} is {path!r}: expected a file .npy or .safetensors.")
-    if not Path(path).is_file():
+    if not place.is_file():
         raise ConfigError(f"{key} is {path!r}: there is no such file.")
-    array = _map_npy(path) if suffix == ".npy" else _map_safetensors(key, path)
-    if array.ndim not in (2, 3) or not array.is_floating_point():
+    try:
+        array = read(place)
+    except Exception as error:  # numpy, torch and safetensors each have their own for a bad file
+        raise ConfigError(f"{key} is {path!r}: it cannot be read ({one_line(error)}).") from error
+    if array.ndim not in (2, 3) or not array.is_floating_point() or array.numel() == 0:
+        shape = tuple(array.shape)
         raise ConfigError(
-            f"{key} is {path!r}: it holds {array.dtype} of shape {tuple(array.shape)}, "
+            f"{key} is {path!r}: it holds {array.dtype} of shape {shape}, "
             "expected floats [tokens, d_in] or [rows, seq, d_in]."
         )
     return array.flatten(0, -2)
 
 
-def _map_npy(path: str) -> Tensor:
+def _map_npy(path: Path) -> Tensor:
     # Copy-on-write keeps torch from warning of a read-only array; nothing ever writes to it.
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
-def _map_safetensors(key: str, path: str) -> Tensor:
+def _map_safetensors(path: Path) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         if len(names) != 1:
-            raise ConfigError(f"{key} is {path!r}: it holds {len(names)} tensors, expected one.")
+            raise ValueError(f"{len(names)} tensors, expected one")
         return file.get_tensor(names[0])
+
+
+READERS = {".npy": _map_npy, ".safetensors": _map_safetensors}

@@ -1,8 +1,9 @@
 """Any language model that TransformerLens knows, by hub name or folder, at any of its hooks."""
 
-import difflib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -11,19 +12,25 @@ from torch import Tensor
 
 from sae_sweeps import embedded
 from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
-from sae_sweeps.run import ConfigError
+from sae_sweeps.run import ConfigError, did_you_mean, one_line
+
+MIN_CONTEXT = 3
+"""BOS, a token to splice at, and one to predict from it"""
+
+Change = Callable[[Tensor], Tensor]
 
 
 @final
 class TransformerLens(TargetModel):
     """Activations at `hook` of `model`, BOS dropped; nothing above the hook is computed.
 
-    One permanent hook reads what this thread wants of the forward pass: to keep the activation and
-    stop there, or to replace it. So threads may run the model side by side, and the pass ends at
-    the hook whatever its name.
+    One permanent hook does with the activation what the present forward pass is for: it keeps it
+    and ends the pass there, whatever the hook's name, or replaces it. Threads take turns, since
+    the model keeps some state of a pass in its modules.
 
     Raises:
-        ConfigError: the model cannot be loaded, or has no such hook of shape [rows, seq, d_in].
+        ConfigError: the model cannot be loaded or does not fit the tokens, or has no such hook of
+            shape [rows, seq, d_in].
     """
 
     has_loss = True
@@ -40,18 +47,15 @@ class TransformerLens(TargetModel):
     ) -> None:
         self.device, self.rows_per_forward = device, rows_per_forward
         self.bridge = _boot(model, device, getattr(torch, dtype))
-        self.tap = _Tap()
-        _attach(self.bridge, hook, self.tap)
-        tokenizer = self.bridge.tokenizer
-        self.tokens = {split: data.rows(split, tokenizer) for split in ("train", "held_out")}
+        self._turn = threading.Lock()
+        self._change: Change | None = None
+        _attach(self.bridge, hook, self._on_hook)
+        splits: tuple[Split, Split] = ("train", "held_out")
+        self.tokens = {split: data.rows(split, self.bridge.tokenizer) for split in splits}
+        for tokens in self.tokens.values():
+            _check_fit(tokens, self.bridge.cfg)
         self.tokens_per_row = self.tokens["train"].shape[1] - 1
-        probe = self._forward_to_hook(self.tokens["train"][:1].to(device))
-        if probe.ndim != 3:
-            shape = tuple(probe.shape)
-            raise ConfigError(
-                f"target_model.hook is {hook!r}: its shape {shape} is not [rows, seq, d_in]."
-            )
-        self.d_in = probe.shape[-1]
+        self.d_in = _width(hook, self._forward_to_hook(self.tokens["train"][:1].to(device)))
         self.description = {
             "model_name": model,
             "hook_name": hook,
@@ -64,36 +68,49 @@ class TransformerLens(TargetModel):
 
     @torch.inference_mode()
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
-        tokens = self.tokens[split][rows]
-        parts = [self._forward_to_hook(part)[:, 1:] for part in self._on_device(tokens)]
-        return torch.cat(parts).flatten(0, 1).float()
+        parts = [self._forward_to_hook(part) for part in self._parts(split, rows)]
+        return torch.cat([acts[:, 1:] for acts in parts if acts is not None]).flatten(0, 1).float()
 
     @torch.inference_mode()
     def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
         """As in the interface; the BOS position stays clean, and so its prediction is left out."""
-        tokens = self.tokens["held_out"][rows]
-        return torch.cat([self._spliced_ce(part, splice) for part in self._on_device(tokens)])
+        return torch.cat([self._spliced_ce(part, splice) for part in self._parts("held_out", rows)])
 
-    def _on_device(self, tokens: Int[Tensor, "rows seq"]) -> list[Tensor]:
+    def _parts(self, split: Split, rows: Int[Tensor, " rows"]) -> list[Tensor]:
+        tokens = self.tokens[split][rows]
         return [part.to(self.device) for part in tokens.split(self.rows_per_forward)]
 
-    def _forward_to_hook(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_in"]:
+    def _on_hook(self, acts: Tensor, hook: Any) -> Tensor:
+        return acts if self._change is None else self._change(acts)
+
+    @contextmanager
+    def _changing(self, change: Change) -> Generator[None]:
+        with self._turn:
+            self._change = change
+            try:
+                yield
+            finally:
+                self._change = None
+
+    def _forward_to_hook(self, tokens: Int[Tensor, "rows seq"]) -> Tensor | None:
+        """The hooked activation; None where the forward pass does not come by."""
+
         def keep(acts: Tensor) -> Tensor:
             raise _Reached(acts)
 
         try:
-            with self.tap.set(keep), torch.inference_mode():
+            with self._changing(keep), torch.inference_mode():
                 self.bridge(tokens, return_type=None)
         except _Reached as reached:
             return reached.acts
-        raise RuntimeError("the forward pass ended before its hook")
+        return None
 
     def _spliced_ce(self, tokens: Int[Tensor, "rows seq"], splice: Splice) -> Tensor:
         def replace(acts: Tensor) -> Tensor:
             spliced = splice(acts[:, 1:].float()).to(acts.dtype)
             return torch.cat([acts[:, :1], spliced], dim=1)
 
-        with self.tap.set(replace):
+        with self._changing(replace):
             logits = self.bridge(tokens, return_type="logits")[:, 1:-1].float()
         targets = tokens[:, 2:, None]
         # Twice as fast as cross_entropy, which wants the vocabulary in the middle.
@@ -108,49 +125,52 @@ class _Reached(Exception):
         self.acts = acts
 
 
-class _Tap(threading.local):
-    """What this thread does with the hooked activation."""
-
-    change: Callable[[Tensor], Tensor] | None = None
-
-    def __call__(self, acts: Tensor, hook: Any) -> Tensor:
-        return acts if self.change is None else self.change(acts)
-
-    def set(self, change: Callable[[Tensor], Tensor]) -> "_Tap":
-        self.change = change
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        self.change = None
-
-
 def _boot(model: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen model; imported here, since that takes three seconds."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    place = str(embedded.MODEL) if model == "embedded" else model
+    folder = Path(model).expanduser()
+    place = embedded.MODEL if model == "embedded" else folder if folder.is_dir() else model
     try:
-        bridge: Any = TransformerBridge.boot_transformers(place, device=str(device), dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"target_model.model is {model!r}: it cannot be loaded ({reason})"
-        ) from error
+        bridge: Any = TransformerBridge.boot_transformers(
+            str(place), device=str(device), dtype=dtype
+        )
+    except Exception as error:  # whatever a damaged or foreign folder makes the loaders raise
+        reason = one_line(error)[:200]
+        text = f"target_model.model is {model!r}: it does not load ({reason})"
+        raise ConfigError(text) from error
     return bridge.eval().requires_grad_(False)
 
 
-def _attach(bridge: Any, hook: str, tap: _Tap) -> None:
-    known: list[str] = list(bridge.hook_dict)
+def _attach(bridge: Any, hook: str, change: Callable[[Tensor, Any], Tensor]) -> None:
+    known = [name for name in bridge.hook_dict if name != hook]
     try:
-        bridge.add_hook(hook, tap, is_permanent=True)
-    except (KeyError, ValueError, AttributeError) as error:
-        close = difflib.get_close_matches(hook, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        bridge.add_hook(hook, change, is_permanent=True)
+    except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+        text = f"target_model.hook is {hook!r}: the model has none such.{did_you_mean(hook, known)}"
+        raise ConfigError(text) from error
+
+
+def _check_fit(tokens: Int[Tensor, "rows seq"], cfg: Any) -> None:
+    """Refuse rows that are longer than the model's context or name tokens that it has not."""
+    rows, seq = tokens.shape
+    if rows == 0 or seq < MIN_CONTEXT:
+        raise ConfigError(f"data: {rows} rows of {seq} tokens; rows need {MIN_CONTEXT} at least.")
+    if cfg.n_ctx and seq > cfg.n_ctx:
+        raise ConfigError(f"data: rows of {seq} tokens, but the model reads at most {cfg.n_ctx}.")
+    largest = int(tokens.max())
+    if cfg.d_vocab and largest >= cfg.d_vocab:
+        raise ConfigError(f"data: token {largest}, but the model knows {cfg.d_vocab} tokens.")
+
+
+def _width(hook: str, acts: Tensor | None) -> int:
+    if acts is None:
+        raise ConfigError(f"target_model.hook is {hook!r}: the model's forward pass skips it.")
+    if acts.ndim != 3:
+        shape = tuple(acts.shape)
         raise ConfigError(
-            f"target_model.hook is {hook!r}: the model has no such hook.{hint}"
-        ) from error
+            f"target_model.hook is {hook!r}: its shape {shape} is not [rows, seq, d_in]."
+        )
+    return acts.shape[-1]

@@ -1,7 +1,6 @@
 """Measures a trained SAE on held-out tokens, with and without a batch to allocate over."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -32,10 +31,10 @@ def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Ev
     d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
     measured = measure(sae.eval(), x, batch_tokens)
     free = metrics.summary(measured, d_in, stream.scale)
-    batch = free
-    if sae.allocator.inference().threshold is not None:  # else a batch decides nothing
+    rule, batch = sae.allocator.inference(), free
+    if rule is None or rule.threshold is not None:  # else a batch decides nothing
         batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
-    if stream.target.has_loss:
+    if stream.target.has_loss and given.ce_tokens:
         free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
     histogram = metrics.density_histogram(measured)
     return Evaluation(free, batch, histogram, metrics.fvu_by_l0_decile(measured))
@@ -75,20 +74,11 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
         return (sae(x, dead).recon / stream.scale).view_as(acts)
 
     rows = stream.held_out_rows(tokens)
-    clean, zero = reference_cross_entropy(stream, tokens)
+    clean, zero = stream.reference_ce(tokens)
     ce = stream.target.ce(rows, splice).cpu().double().mean().item()
     recovered = metrics.ce_recovered(clean, ce, zero)
     figures = {"ce": ce, "ce_clean": clean, "ce_zero": zero, "delta_ce": ce - clean}
     return figures | ({} if recovered is None else {"ce_recovered": recovered})
-
-
-@cache
-def reference_cross_entropy(stream: Stream, tokens: int) -> tuple[float, float]:
-    """Cross-entropy of the clean model and with the activation at zero; once per stream."""
-    rows = stream.held_out_rows(tokens)
-    clean = stream.target.ce(rows, lambda acts: acts).cpu().double().mean().item()
-    zero = stream.target.ce(rows, torch.zeros_like).cpu().double().mean().item()
-    return clean, zero
 
 
 def as_result(evaluation: Evaluation, given: options.Evaluation, has_loss: bool) -> dict[str, Any]:

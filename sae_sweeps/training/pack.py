@@ -15,7 +15,6 @@ from sae_sweeps.interfaces import TargetModel
 from sae_sweeps.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import Tracking
-from sae_sweeps.training.evaluation import reference_cross_entropy
 from sae_sweeps.training.member import Display, Member
 
 
@@ -69,8 +68,9 @@ def _train(members: list[Member], stream: Stream, pool: ThreadPoolExecutor) -> N
             if (index + 1) * stream.chunk_tokens < longest:
                 upcoming = pool.submit(stream.chunk, index + 1)
             elif stream.target.has_loss:
-                for tokens in {member.evaluation.ce_tokens for member in active}:
-                    reference_cross_entropy(stream, tokens)
+                # Before the members ask for it, all at once.
+                for tokens in {member.evaluation.ce_tokens for member in active} - {0}:
+                    stream.reference_ce(tokens)
         except Exception as error:
             for member in active:
                 member.fail(error)

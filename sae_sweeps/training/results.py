@@ -42,7 +42,7 @@ def write_saelens(
     cfg["metadata"] = {
         "sae_lens_version": SAELENS_VERSION,
         "sae_lens_training_version": None,
-        "model_class_name": "TransformerBridge",
+        "model_class_name": "HookedTransformer",
         "hook_head_index": None,
         "seqpos_slice": [None],
         "model_from_pretrained_kwargs": {},
