@@ -17,7 +17,7 @@ from wandb_offline import read_all
 
 from sae_sweeps.tracking.interface import scalars
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("main_job")]
 
 METHODS = ("relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice")
 

@@ -72,6 +72,7 @@ def test_commands_were_found() -> None:
     assert len(TRAINING) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in TRAINING if "pythia" not in line])
 def test_training_command(line: str, place: Path) -> None:
     words = shlex.split(line)[1:]
@@ -95,6 +96,7 @@ def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> No
     assert not (place / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_report_command(place: Path) -> None:
     [line] = [line for line in commands() if " report " in line]
     run(place, small(["+sweep=pareto"]))
