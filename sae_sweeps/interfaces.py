@@ -80,12 +80,29 @@ class SparseActs:
         return self.tokens_per_latent.sum() / self.shape[0]
 
 
+MAX_LISTED = 1 / 16
+"""Share of all pairs up to which listing them pays; measured at d_in 128 on a CPU."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which token-latent pairs an allocator lets through."""
 
     flat: Int[Tensor, " n"] | None
     """token * d_sae + latent, ascending; None lets everything through"""
+
+    def among(self, active: Callable[[], Bool[Tensor, "batch d_sae"]]) -> "Selection":
+        """The same for values that are 0, with gradient 0, wherever `active` is false.
+
+        Where everything is selected and little is active, the active pairs are listed: products
+        with few triples cost less than with the matrix. It depends on the values alone.
+        """
+        if self.flat is not None:
+            return self
+        listed = active()
+        if listed.count_nonzero() > MAX_LISTED * listed.numel():
+            return self
+        return Selection(listed.flatten().nonzero().squeeze(1))
 
     def of(self, values: Float[Tensor, "batch d_sae"]) -> SparseActs:
         """`values` at the selected pairs, differentiable in `values`."""

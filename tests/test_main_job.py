@@ -64,6 +64,20 @@ def test_every_run_meets_its_k(results: list[dict[str, Any]]) -> None:
         assert result["metrics"]["l0"] == pytest.approx(result["k"], rel=0.1), result["run"]
 
 
+def test_steered_coefficients_settle_and_freeze(job: Path, results: list[dict[str, Any]]) -> None:
+    """Near the target by 60 % of the tokens; the coefficient is fixed over the last 20 %."""
+    for method in ("relu", "gated"):
+        for k, result in by_method(results)[method].items():
+            lines = (job / "runs" / result["run"] / "metrics.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            late = [row for row in rows if row["tokens"] >= 0.6 * result["tokens"]]
+            assert len(late) >= 15
+            for row in late:
+                assert row["train/l0"] == pytest.approx(k, rel=0.15), (result["run"], row["tokens"])
+            last = [row for row in rows if row["tokens"] > 0.81 * result["tokens"]]
+            assert len({row["train/l1_coef"] for row in last}) == 1
+
+
 def test_fvu_falls_with_k_for_every_method(results: list[dict[str, Any]]) -> None:
     for method, runs in by_method(results).items():
         fvus = [runs[k]["metrics"]["fvu"] for k in sorted(runs)]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outside")]
 
 NOISY = '''
 """Token choice among affinities that are noisy in training."""
@@ -59,7 +59,7 @@ class Noisy(Allocator):
 SHARE = '''
 """What comes near the token's largest affinity is active: a rule that SAELens has not."""
 
-from sae_sweeps.interfaces import Allocator, Inference, Selection
+from sae_sweeps.interfaces import Allocator, Selection
 
 
 class Share(Allocator):
@@ -79,7 +79,7 @@ class Share(Allocator):
         pass
 
     def inference(self):
-        return Inference(k=None, threshold=None)
+        return None
 
     def rescale(self, factor):
         pass
@@ -410,11 +410,12 @@ def test_a_new_groups_values_reach_options_by_interpolation(bench: Results) -> N
 
 
 def test_a_rule_that_saelens_has_not_is_not_saved_as_another(bench: Results) -> None:
-    """The user's per-token rule ends up in a folder that SAELens would read as a plain ReLU."""
+    """Else the user's per-token rule would be a plain ReLU to SAELens."""
     for schedule in ("gentle", "steep"):
         path, result = bench["relu", "share", schedule]
         assert result["metrics"]["l0"] < 10
         assert not (path / "sae").exists()
+        assert "sae/ is not written" in (path / "run.log").read_text()
 
 
 # --- Repeating, and mistakes ---------------------------------------------------------------

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from small import small_run, train
 from torch import Tensor
 
+from sae_sweeps import files
 from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.training import results
 
 METHODS = ("relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice")
 WIDE = "stream.batch_tokens=1024"  # room for feature choice's budgets
@@ -86,6 +88,28 @@ def test_another_attempt_replaces_what_the_last_one_left(tmp_path: Path) -> None
     train(run)
     assert rows(run) == first
     assert not (run.folder / "failed.json").exists()
+
+
+def test_a_fixed_coefficient_stays(tmp_path: Path) -> None:
+    run = small_run(tmp_path, "method=relu", "architecture.l1_coef=0.3")
+    train(run)
+    assert {row["train/l1_coef"] for row in rows(run)} == {pytest.approx(0.3)}
+
+
+def test_a_full_disk_fails_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and failed.json of one run cannot be written; the other finishes."""
+    full, healthy = small_run(tmp_path, "seed=1"), small_run(tmp_path)
+
+    def replacing(path: Path) -> Any:
+        if path.is_relative_to(full.folder):
+            raise OSError(28, "No space left on device", str(path))
+        return files.replacing(path)
+
+    monkeypatch.setattr(results, "replacing", replacing)
+    outcomes = train(full, healthy)
+    assert isinstance(outcomes[0], OSError) and isinstance(outcomes[1], dict)
+    assert not (full.folder / "result.json").exists()
+    assert not list(full.folder.rglob("*.safetensors"))
 
 
 def test_seeds_act(tmp_path: Path) -> None:

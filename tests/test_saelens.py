@@ -27,7 +27,11 @@ NEEDED = (
     "SAELENS_PYTHON names no interpreter: in a virtual environment of its own, "
     "`pip install torch==2.13.0` and then `pip install sae-lens==6.54.12`"
 )
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SAELENS, reason=NEEDED)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("saelens"),
+    pytest.mark.skipif(not SAELENS, reason=NEEDED),
+]
 
 SIZES = {
     "d_sae": 256,
@@ -155,8 +159,8 @@ def margins(sae: Architecture, step: Step) -> Tensor:
     A threshold is the allocator's, JumpReLU's own, or 0; for token choice it lies half-way between
     the k-th and the next affinity of the token, so that ties have margin 0.
     """
-    rule = sae.allocator.inference()
-    affinities = step.pre_acts
+    rule, affinities = sae.allocator.inference(), step.pre_acts
+    assert rule is not None
     threshold = torch.zeros(affinities.shape[1])
     if rule.threshold is not None:
         threshold = rule.threshold.clamp(min=0)
@@ -187,6 +191,7 @@ def test_the_run_is_worth_comparing(trained: dict[str, Trained], x: Tensor, labe
     assert (sae.W_enc - sae.W_dec.T * 0.6).norm() > 0.1 * sae.W_enc.norm()
     assert step.acts.l0() > 4
     rule = sae.allocator.inference()
+    assert rule is not None
     assert rule.threshold is None or (rule.threshold > 0).all()
 
 

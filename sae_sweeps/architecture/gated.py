@@ -48,7 +48,7 @@ class Gated(Architecture):
         shared = weights.project(self, x, torch.zeros_like(self.b_gate))
         gate = shared + self.b_gate
         affinities = gate.detach()
-        selection = self.allocator(affinities)
+        selection = self.allocator(affinities).among(lambda: affinities > 0)
         magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), shared)
         acts = selection.of(magnitude.where(gate > 0, 0.0)).relu()
         recon = decode(acts, self.W_dec) + self.b_dec

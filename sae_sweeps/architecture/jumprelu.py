@@ -88,10 +88,13 @@ class JumpReLU(Architecture):
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
-        jumped = Jump.apply(pre_acts, self.log_threshold.exp(), self.bandwidth)
+        threshold = self.log_threshold.exp()
+        jumped = Jump.apply(pre_acts, threshold, self.bandwidth)
         affinities = jumped.detach()
-        selection = self.allocator(affinities)
-        # No rectifier: it would cut the gradient of entries just below the threshold.
+        # Entries just below the threshold have value 0 but a gradient: they are listed, and no
+        # rectifier follows, which would cut it.
+        lowest = threshold.detach() - self.bandwidth / 2
+        selection = self.allocator(affinities).among(lambda: pre_acts.detach() > lowest)
         acts = selection.of(jumped)
         recon = decode(acts, self.W_dec) + self.b_dec
         budgeted = self.allocator.sets_budget

@@ -42,7 +42,7 @@ class ReLU(Architecture):
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
         affinities = pre_acts.detach()
-        selection = self.allocator(affinities)
+        selection = self.allocator(affinities).among(lambda: affinities > 0)
         acts = selection.of(pre_acts).relu()
         recon = decode(acts, self.W_dec) + self.b_dec
         budgeted = self.allocator.sets_budget

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import suppress
 from typing import IO, Any, Protocol, runtime_checkable
 
 import torch
@@ -14,12 +15,14 @@ from sae_sweeps import options
 from sae_sweeps.build import build
 from sae_sweeps.files import write_json
 from sae_sweeps.interfaces import Architecture
-from sae_sweeps.run import Run
+from sae_sweeps.run import Run, one_line
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -94,8 +97,13 @@ class Member:
     def fail(self, error: Exception) -> None:
         """Record the traceback in the run's log and one line in `failed.json`."""
         self.log.error("failed", exc_info=error)
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        write_json(self.run.folder / "failed.json", {"error": line, "tokens": self.trainer.tokens})
+        line = one_line(f"{type(error).__name__}: {error}")
+        try:
+            write_json(
+                self.run.folder / "failed.json", {"error": line, "tokens": self.trainer.tokens}
+            )
+        except OSError as disk:  # a full one may be why the run failed; the others go on
+            logger.warning("%s: failed.json is not written: %s", self.run.name, disk)
         self._close(error, {}, "failed")
 
     def _train(self, batch: Float[Tensor, "batch d_in"]) -> None:
@@ -123,37 +131,40 @@ class Member:
     def _finish(self) -> None:
         seconds = time.monotonic() - self.started
         sae, target = self.trainer.sae, self.stream.target
-        figures: dict[str, Any] = {"tokens": self.trainer.tokens}
-        figures |= as_result(
-            evaluate(sae, self.stream, self.evaluation), self.evaluation, target.has_loss
-        )
-        figures["train"] = {
-            "dead_frac": self.last_row["features/dead_frac"],
-            "dead_window_tokens": self.training.dead_window_tokens,
-            "l0": self.last_row["train/l0"],
-            "fvu": self.last_row["train/fvu"],
-        }
-        figures["cost"] = {
-            "seconds": seconds,
-            "tokens_per_s": self.trainer.tokens / seconds,
-            "threads": torch.get_num_threads(),
-            "device": str(target.device),
+        evaluation = evaluate(sae, self.stream, self.evaluation)
+        figures: dict[str, Any] = {
+            "tokens": self.trainer.tokens,
+            **as_result(evaluation, self.evaluation, target.has_loss),
+            "train": {
+                "dead_frac": self.last_row["features/dead_frac"],
+                "dead_window_tokens": self.training.dead_window_tokens,
+                "l0": self.last_row["train/l0"],
+                "fvu": self.last_row["train/fvu"],
+            },
+            "cost": {
+                "seconds": seconds,
+                "tokens_per_s": self.trainer.tokens / seconds,
+                "threads": torch.get_num_threads(),
+                "device": str(target.device),
+            },
         }
         sae.rescale(1 / self.stream.scale)
         results.write_weights(self.run, sae)
         if not results.write_saelens(self.run, sae, target, figures):
             self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)
-        outcome = results.result(self.run, figures)
-        write_json(self.run.folder / "result.json", outcome)
         self.log.info("finished: %s", json.dumps(figures["metrics"]))
+        outcome = results.result(self.run, figures)
+        self.rows.flush()
+        write_json(self.run.folder / "result.json", outcome)
         self._close(outcome, outcome, "finished")
 
     def _close(
         self, outcome: dict[str, Any] | Exception, summary: dict[str, Any], status: str
     ) -> None:
         self.outcome = outcome
-        self.rows.close()
         self.tracked.finish(summary, failed=status == "failed")
         self.display.finished(self.index, status)
         self.log.removeHandler(self.handler)
-        self.handler.close()
+        with suppress(OSError):  # a full disk; what matters is written, or reported, by now
+            self.handler.close()
+            self.rows.close()
