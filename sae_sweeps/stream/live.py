@@ -104,10 +104,11 @@ class Stream:
         """Rows [first, last) of the endless sequence of row permutations, one an epoch."""
         count = self.target.row_count(split)
         seed = self.given.seed if split == "train" else HELD_OUT_SEED
-        position = torch.arange(first, last)
-        epochs = range(first // count, (last - 1) // count + 1)
-        orders = torch.cat([_permutation(count, seed, 0, epoch) for epoch in epochs])
-        return orders[position - first // count * count]
+        parts: list[Tensor] = []
+        for epoch in range(first // count, (last - 1) // count + 1):
+            start, stop = first - epoch * count, last - epoch * count
+            parts.append(_permutation(count, seed, 0, epoch)[max(start, 0) : stop])
+        return torch.cat(parts)
 
 
 @lru_cache(maxsize=8)

@@ -31,9 +31,7 @@ def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Ev
     d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
     measured = measure(sae.eval(), x, batch_tokens)
     free = metrics.summary(measured, d_in, stream.scale)
-    rule, batch = sae.allocator.inference(), free
-    if rule is None or rule.threshold is not None:  # else a batch decides nothing
-        batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
+    batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
     if stream.target.has_loss and given.ce_tokens:
         free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
     histogram = metrics.density_histogram(measured)
