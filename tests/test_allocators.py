@@ -401,7 +401,12 @@ def test_thresholds_average_the_smallest_kept_affinity() -> None:
 def test_inference_states_the_rule_of_evaluation_mode(name: str) -> None:
     allocator = train(MAKERS[name](), 12).eval()
     rule, affinities = allocator.inference(), batch_of(77, 40)
-    assert rule.k is None and rule.threshold is not None and rule.threshold.shape == (D_SAE,)
+    assert (
+        rule is not None
+        and rule.k is None
+        and rule.threshold is not None
+        and rule.threshold.shape == (D_SAE,)
+    )
     assert torch.equal(
         mask_of(allocator(affinities), affinities.shape), affinities > rule.threshold
     )
