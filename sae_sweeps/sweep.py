@@ -49,20 +49,16 @@ class Plan:
     runs: list[Run]
     """The run of every point; points of equal identity share one."""
     finished: dict[str, dict[str, Any]]
-    """The result of every run that needs no training, by the run's name."""
+    """The result of every run that needs nothing more, by the run's name."""
     packs: list[list[Run]]
-    """The other runs, by stream."""
+    """The runs to train, by stream."""
+    remeasured: list[list[Run]]
+    """Finished runs that were measured with other evaluation options, by stream."""
 
     @property
     def repeated(self) -> int:
         """How many points are another point's run again."""
         return len(self.runs) - len({run.name for run in self.runs})
-
-    @property
-    def remeasured(self) -> int:
-        """How many finished runs were measured with other evaluation options."""
-        wanted = {run.name: run.config["evaluation"] for run in self.runs}
-        return sum(r["config"]["evaluation"] != wanted[n] for n, r in self.finished.items())
 
 
 def plan(name: str, folder: Path, points: list[Point]) -> Plan:
@@ -71,18 +67,23 @@ def plan(name: str, folder: Path, points: list[Point]) -> Plan:
     known: dict[str, Run] = {}
     finished: dict[str, dict[str, Any]] = {}
     packs: dict[str, list[Run]] = {}
+    remeasured: dict[str, list[Run]] = {}
     runs: list[Run] = []
     for point in points:
         key = identity(point.config)
         if key not in known:
             run = known[key] = _run(name, folder, point, key)
             result = finished_result(run.folder, key)
+            stream = stream_identity(point.config)
             if result is None:
-                packs.setdefault(stream_identity(point.config), []).append(run)
+                packs.setdefault(stream, []).append(run)
+            elif result["config"]["evaluation"] != run.config["evaluation"]:
+                remeasured.setdefault(stream, []).append(run)
             else:
                 finished[run.name] = result
         runs.append(known[key])
-    return Plan(name, folder, points, runs, finished, list(packs.values()))
+    groups = list(packs.values()), list(remeasured.values())
+    return Plan(name, folder, points, runs, finished, *groups)
 
 
 def _run(sweep: str, folder: Path, point: Point, key: str) -> Run:

@@ -2,9 +2,11 @@
 
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,12 +67,28 @@ def test_a_finished_sweep_trains_nothing_and_draws_its_report_again(
     assert manifest("done") == before
 
 
-def test_other_evaluation_options_are_named_and_retrain_nothing(
-    run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str]
+def test_other_evaluation_options_measure_anew_and_retrain_nothing(
+    run: Callable[..., int],
+    trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert run("name=eval") == run("name=eval", "evaluation.tokens=20000") == 0
-    assert len(trainer.runs) == 1
-    assert "1 finished runs were measured with other evaluation" in capsys.readouterr().out
+    assert run("-m", "name=eval", "k=4,8") == 0
+    measured: list[Run] = []
+
+    def remeasure_pack(runs: list[Run], *_: Any, on_ready: Callable[[], None]) -> list[Any]:
+        on_ready()
+        measured.extend(runs)
+        return [{}, OSError("no weights")]
+
+    stub = SimpleNamespace(remeasure_pack=remeasure_pack)
+    monkeypatch.setitem(sys.modules, "sae_sweeps.training.remeasure", stub)
+    assert run("-m", "name=eval", "k=4,8", "evaluation.tokens=20000") == 2
+    assert [r.config["evaluation"]["tokens"] for r in measured] == [20000, 20000]
+    assert len(trainer.runs) == 2 and len(trainer.reports) == 2
+    said = capsys.readouterr()
+    assert "0 runs to train, 2 to measure anew" in said.out
+    assert "failed: OSError: no weights" in said.err
 
 
 def test_runs_of_one_stream_share_a_pack(run: Callable[..., int], trainer: Trainer) -> None:
@@ -214,7 +232,7 @@ def test_a_sweep_in_use_is_refused(
                 raise_if_held(pack)
 
     def raise_if_held(pack: list[Run]) -> None:
-        plan = sweep.Plan("race", tmp_path / "outputs/race", [], [], {}, [pack])
+        plan = sweep.Plan("race", tmp_path / "outputs/race", [], [], {}, [pack], [])
         from sae_sweeps.launching.local import Writer
 
         with pytest.raises(ConfigError, match="is in use"):

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from small import small_run, train
+from small import Quiet, small_run, train
 from torch import Tensor
 
 from sae_sweeps import files
 from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import results
+from sae_sweeps.training.remeasure import remeasure_pack
 
 METHODS = ("relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice")
 WIDE = "stream.batch_tokens=1024"  # room for feature choice's budgets
@@ -110,6 +112,33 @@ def test_a_full_disk_fails_the_run_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(outcomes[0], OSError) and isinstance(outcomes[1], dict)
     assert not (full.folder / "result.json").exists()
     assert not list(full.folder.rglob("*.safetensors"))
+
+
+def test_measuring_anew_gives_what_training_with_those_options_would(tmp_path: Path) -> None:
+    old, new = small_run(tmp_path), small_run(tmp_path, "evaluation.tokens=2048")
+    assert old.folder == new.folder
+    train(old)
+    before = weights(old)
+    [result] = remeasure_pack([new], Off(), Quiet())
+    assert isinstance(result, dict)
+    assert result == json.loads((new.folder / "result.json").read_text())
+    fresh = small_run(tmp_path / "fresh", "evaluation.tokens=2048")
+    train(fresh)
+    expected = json.loads((fresh.folder / "result.json").read_text())
+    assert result["evaluation"] == expected["evaluation"] != {}
+    for key, value in expected["metrics"].items():
+        assert result["metrics"][key] == pytest.approx(value, rel=1e-4), key
+    assert all(tensor.equal(before[name]) for name, tensor in weights(new).items())
+
+
+def test_what_cannot_be_measured_anew_keeps_its_result(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    train(run)
+    kept = (run.folder / "result.json").read_text()
+    (run.folder / "checkpoint" / "weights.safetensors").write_bytes(b"torn")
+    [outcome] = remeasure_pack([small_run(tmp_path, "evaluation.tokens=2048")], Off(), Quiet())
+    assert isinstance(outcome, Exception)
+    assert (run.folder / "result.json").read_text() == kept
 
 
 def test_seeds_act(tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ def train(plan: Plan, progress: str) -> dict[str, Outcome]:
             for pack in plan.packs:
                 results = _train_pack(pack, tracking, display, writer)
                 outcomes |= dict(zip((run.name for run in pack), results, strict=True))
+            for group in plan.remeasured:
+                results = _remeasure(group, tracking, display, writer)
+                outcomes |= dict(zip((run.name for run in group), results, strict=True))
         failures = [(name, o) for name, o in outcomes.items() if isinstance(o, Exception)]
         tell_failures(failures)
         if len(failures) < len(outcomes):
@@ -102,7 +105,7 @@ def _display(plan: Plan, progress: str) -> "Display":
 
     ahead = [run for pack in plan.packs for run in pack]
     tokens = sum(run.config["training"]["tokens"] for run in ahead)
-    return make(progress if ahead else "off", len(ahead), tokens)
+    return make(progress if ahead or plan.remeasured else "off", len(ahead), tokens)
 
 
 class Writer:
@@ -164,6 +167,20 @@ def _train_pack(
         if not writer.begun:
             raise
         return [_record(run, error) for run in pack]
+
+
+def _remeasure(
+    group: list[Run], tracking: Any, display: "Display", writer: Writer
+) -> Sequence[Outcome]:
+    """Measure finished runs anew; what fails keeps the result it has."""
+    from sae_sweeps.training.remeasure import remeasure_pack
+
+    try:
+        return remeasure_pack(group, tracking, display, on_ready=lambda: writer.ready(group))
+    except Exception as error:
+        if not writer.begun:
+            raise
+        return [error for _ in group]
 
 
 def _record(run: Run, error: Exception) -> Exception:

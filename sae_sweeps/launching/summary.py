@@ -23,14 +23,13 @@ def tell_plan(plan: Plan) -> None:
     """Say how many runs are ahead and why others are not."""
     todo = sum(len(pack) for pack in plan.packs)
     parts = [f"{todo} {'run' if todo == 1 else 'runs'} to train"]
+    if plan.remeasured:
+        parts.append(f"{sum(len(group) for group in plan.remeasured)} to measure anew")
     if plan.finished:
         parts.append(f"{len(plan.finished)} finished before")
     if plan.repeated:
         parts.append(f"{plan.repeated} of {len(plan.points)} points repeat another's training")
     say(f"{plan.name}: {', '.join(parts)}")
-    if plan.remeasured:
-        text = "finished runs were measured with other evaluation options and stay as they are"
-        say(f"{plan.name}: {plan.remeasured} {text}; another name measures them anew")
 
 
 def tell_failures(failures: Sequence[tuple[str, object]]) -> None:

@@ -1,0 +1,63 @@
+"""Measures finished runs anew from their saved weights, when evaluation options have changed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from sae_sweeps import options
+from sae_sweeps.files import write_json
+from sae_sweeps.interfaces import Architecture
+from sae_sweeps.run import Run
+from sae_sweeps.stream.live import Stream
+from sae_sweeps.tracking.interface import Tracking
+from sae_sweeps.training import results
+from sae_sweeps.training.evaluation import as_result, evaluate
+from sae_sweeps.training.member import Display, new_sae
+from sae_sweeps.training.pack import open_stream, pick_device
+
+
+def remeasure_pack(
+    runs: list[Run],
+    tracking: Tracking,
+    display: Display,
+    on_ready: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any] | Exception]:
+    """Measure `runs`, which share a stream; the new content of `result.json`, or the exception.
+
+    Nothing is trained. A run that cannot be measured keeps the result it has.
+    """
+    config = runs[0].config
+    display.stage("measuring finished runs with other evaluation options")
+    torch.set_num_threads(config["threads"])
+    stream = open_stream(config, pick_device(config["device"]))
+    for run in runs:
+        stream.held_out(run.config["evaluation"]["tokens"])
+    on_ready()
+    return [_remeasured(run, stream, tracking) for run in runs]
+
+
+def _remeasured(run: Run, stream: Stream, tracking: Tracking) -> dict[str, Any] | Exception:
+    try:
+        given = options.Evaluation(**run.config["evaluation"])
+        sae = load_sae(run, stream)
+        figures = as_result(evaluate(sae, stream, given), given, stream.target.has_loss)
+        old = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+        result = old | figures | {"config": run.config}
+        sae.rescale(1 / stream.scale)
+        results.write_saelens(run, sae, stream.target, figures)
+        write_json(run.folder / "result.json", result)
+        tracking.open(run).finish(result, failed=False)
+        return result
+    except Exception as error:
+        return error
+
+
+def load_sae(run: Run, stream: Stream) -> Architecture:
+    """A finished run's SAE, for the scaled activations of its stream."""
+    sae = new_sae(run.config, stream.target.d_in)
+    sae.load_state_dict(load_file(run.folder / "checkpoint" / "weights.safetensors"))
+    sae.rescale(stream.scale)
+    return sae.to(stream.target.device)
