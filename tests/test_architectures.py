@@ -340,7 +340,7 @@ def test_initialise(architecture: str) -> None:
     assert torch.equal(sae.b_dec, mean)
     assert torch.equal(sae.W_dec, same.W_dec) and not torch.equal(sae.W_dec, other.W_dec)
     assert sae.W_enc.is_contiguous()  # a view of W_dec would be trained with it
-    assert sae(mean.expand(3, -1), dead()).acts.values.max() < 1e-6
+    assert sae(mean.expand(3, -1), dead()).acts.dense().max() < 1e-6
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

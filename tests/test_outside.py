@@ -327,7 +327,9 @@ def test_the_allocator_is_the_users(crossed: Results) -> None:
         if allocator == "token_choice":
             assert not [name for name in saved if name.startswith("allocator.")]
             continue
-        assert saved["allocator.draws"] == {"small": 32, "smaller": 16}[budget]  # batches
+        evaluated = result["evaluation"]["tokens"] // result["config"]["stream"]["batch_tokens"]
+        batches = {"small": 32, "smaller": 16}[budget]
+        assert saved["allocator.draws"] == batches + evaluated  # as in training, too
         assert result["config"]["allocator"] == {
             "_target_": "my_noisy.Noisy",
             "k": 4,
