@@ -454,3 +454,25 @@ assert not {{"torch", "wandb", "matplotlib.pyplot"}} & set(sys.modules)
 """
     command = [sys.executable, "-c", script]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
+
+
+def test_an_l0_that_misses_its_k_is_named(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", methods=["gated", "topk"], ks=[8, 16])
+    for k, l0 in ((8, 24.5), (16, 16.9)):
+        [path] = (tmp_path / "sweep").glob(f"runs/gated-k{k}-*/result.json")
+        content = json.loads(path.read_text())
+        content["metrics"]["l0"] = l0
+        path.write_text(json.dumps(content))
+
+    def said() -> str:
+        console = Console(width=300, file=io.StringIO())
+        report(tmp_path / "sweep", console=console)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    assert "L0 misses k by more than 10% (gated, k 8: 24.5)" in said()
+    [path] = (tmp_path / "sweep").glob("runs/gated-k8-*/result.json")
+    content = json.loads(path.read_text())
+    content["config"]["architecture"]["l1_coef"] = 0.3  # asked for: then L0 is what it is
+    path.write_text(json.dumps(content))
+    assert "misses k" not in said()

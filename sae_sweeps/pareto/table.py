@@ -9,12 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweeps.pareto.frontier import frontier, matched
-from sae_sweeps.pareto.points import Results, Setting, by_curve, settings
+from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, settings
 
 MOST_ROWS = 100
 """A longer table shows the frontier only."""
 MOST_FAILURES = 10
 MOST_NAMES = 6
+OFF_DIAL = 0.1
+"""Share by which an L0 may miss its `k` unremarked."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def show(results: Results, console: Console) -> None:
         if l0s:
             console.print(_matched(l0s, fvus))
         console.print(Text(_frontier_line(settings(results.points))))
+        if missed := off_dial(settings(results.points)):
+            console.print(Text(_missed_line(missed), style="yellow"))
     else:
         console.print(Text(f"Sweep {results.sweep}: no run has a result, so there is no plot."))
     _show_missing(results, console)
@@ -139,6 +143,29 @@ def _frontier_line(found: Sequence[Setting]) -> str:
     names += ["..."] if len(shares) > MOST_NAMES else []
     total = sum(count for _, count in shares)
     return f"Frontier of L0 and FVU: {total} of {len(found)} settings ({'; '.join(names)})"
+
+
+def off_dial(found: Sequence[Setting]) -> list[Setting]:
+    """Settings whose mean L0 is far from `k`, although no fixed coefficient was asked for."""
+    far = [
+        setting for setting in found if abs((setting.mean("l0") or 0) / setting.k - 1) > OFF_DIAL
+    ]
+    return [setting for setting in far if not any(_is_fixed(point) for point in setting.points)]
+
+
+def _is_fixed(point: Point) -> bool:
+    options = point.result["config"].get("architecture", {})
+    return any(
+        name.endswith("_coef") and isinstance(value, int | float) and value != 0
+        for name, value in options.items()
+    )
+
+
+def _missed_line(missed: Sequence[Setting]) -> str:
+    names = [f"{s.curve}, k {s.k:g}: {s.mean('l0'):.3g}" for s in missed[:MOST_NAMES]]
+    names += ["..."] if len(missed) > MOST_NAMES else []
+    text = f"L0 misses k by more than {OFF_DIAL:.0%} ({'; '.join(names)})"
+    return f"{text}: compare by L0, not by k; longer training brings them nearer"
 
 
 def _show_missing(results: Results, console: Console) -> None:
