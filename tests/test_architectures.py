@@ -300,13 +300,13 @@ def test_gradients_of_a_batch_are_the_means_of_its_tokens() -> None:
 
 
 def test_jumprelu_coefficient_and_learning_rate() -> None:
-    def sae(coef: float | str, allocator: Allocator) -> JumpReLU:
+    def sae(coef: float | Literal["auto"], allocator: Allocator) -> JumpReLU:
         return JumpReLU(
             D_IN,
             D_SAE,
             allocator,
             encoder_scale=1.0,
-            l0_coef=coef,  # type: ignore[arg-type]
+            l0_coef=coef,
             target_l0=3.0,
             bandwidth=0.1,
             initial_threshold=0.1,
