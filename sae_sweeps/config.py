@@ -16,7 +16,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sae_sweeps.build import expected, finite, fit, signature
 from sae_sweeps.run import ConfigError, did_you_mean, label, one_line
 
-GROUPS = ("architecture", "allocator", "aux_loss", "target_model", "data", "tracking")
+GROUPS = (
+    *("architecture", "allocator", "aux_loss", "resampling", "fine_tune"),
+    *("target_model", "data", "tracking"),
+)
 GLOBAL_GROUPS = ("method", "sweep")
 SECTIONS = {"stream": "Stream", "training": "Training", "evaluation": "Evaluation"}
 OPTIONS_MODULE = "sae_sweeps.options"

@@ -194,10 +194,12 @@ class Architecture(nn.Module, ABC):
     W_enc: nn.Parameter
     """[d_in, d_sae]"""
     W_dec: nn.Parameter
-    """[d_sae, d_in]; rows have unit norm"""
+    """[d_sae, d_in]"""
     b_dec: nn.Parameter
     """[d_in]; subtracted from the input, added to the reconstruction"""
     allocator: Allocator
+    unit_norm: bool = True
+    """whether training keeps the decoder's rows at unit norm"""
 
     @abstractmethod
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
@@ -239,6 +241,60 @@ class AuxLoss(nn.Module, ABC):
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """The loss, coefficient included."""
 
+    def observe(self, step: Step, progress: Progress) -> None:
+        """Update running state, which is in buffers, after a training step."""
+
+
+class Resampling(nn.Module, ABC):
+    """Gives latents that died new weights. All running state is in buffers."""
+
+    @abstractmethod
+    def forward(
+        self, sae: Architecture, step: Step, progress: Progress
+    ) -> Int[Tensor, " n"] | None:
+        """Look at a finished training step; draw new weights for latents and tell which, if any.
+
+        The trainer then forgets what its optimiser knows of them and counts them as alive."""
+
+    @abstractmethod
+    def lr_factor(self, tokens: int) -> float:
+        """Share of the learning rate to use for the batch after `tokens`."""
+
+
+Divergence = Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, ""]]
+"""Mean over tokens of KL(clean || spliced), in nats, of a batch's reconstruction."""
+
+
+class FineTune(nn.Module, ABC):
+    """A last phase, on tokens beyond `training.tokens`: what is trained then, and on which loss."""
+
+    tokens: int
+    """length of the phase"""
+    lr: float
+    """learning rate that falls linearly to 0"""
+    in_context: ClassVar[bool]
+    """whether batches are whole token rows in order, whose divergence can be asked for"""
+
+    @abstractmethod
+    def begin(self, sae: Architecture) -> list[nn.Parameter]:
+        """Prepare for `sae`; the parameters that the phase trains."""
+
+    @abstractmethod
+    def forward(
+        self,
+        sae: Architecture,
+        x: Float[Tensor, "batch d_in"],
+        dead: Bool[Tensor, " d_sae"],
+        divergence: Divergence | None,
+    ) -> tuple[Step, Float[Tensor, ""]]:
+        """The step, whose `recon` is what the phase makes of it, and the loss."""
+
+    def observe(self, sae: Architecture, step: Step, progress: Progress) -> None:
+        """Update running state after a step."""
+
+    def fold(self, sae: Architecture) -> None:
+        """Write what was learnt beside the SAE's own parameters into them."""
+
 
 Split = Literal["train", "held_out"]
 
@@ -254,13 +310,27 @@ class Data(ABC):
 Splice = Callable[[Float[Tensor, "rows seq d_in"]], Float[Tensor, "rows seq d_in"]]
 
 
+@dataclass(frozen=True)
+class SplicedLosses:
+    """What a splice does to the model's predictions, in nats per predicted token."""
+
+    ce: Float[Tensor, "rows targets"]
+    """cross-entropy of the token that follows"""
+    kl: Float[Tensor, "rows targets"]
+    """KL(clean || spliced) of the distributions over that token"""
+
+
 class TargetModel(ABC):
     """Where activations come from: rows of training and held-out activations by index."""
 
     d_in: int
     tokens_per_row: int
     has_loss: bool
-    """whether `ce` can be asked for"""
+    """whether `spliced_losses` can be asked for"""
+    dictionary: Float[Tensor, "features d_in"] | None = None
+    """the true features' unit directions, where they are known"""
+    true_l0: float | None = None
+    """mean number of true features per token, where it is known"""
     device: torch.device
     description: dict[str, str | int | bool | None]
     """what SAELens metadata and reports say of it: model_name, hook_name, context_size, …"""
@@ -274,7 +344,10 @@ class TargetModel(ABC):
         """Unscaled activations of the given rows in order, BOS positions dropped."""
 
     @abstractmethod
-    def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
-        """Next-token cross-entropy (nats) of held-out rows with the activation spliced.
+    def spliced_losses(
+        self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
+    ) -> SplicedLosses:
+        """Losses with the hooked activation replaced; differentiable through `splice`.
 
-        `splice` maps the hooked activations, BOS position left out, to what replaces them."""
+        `splice` maps hooked activations of consecutive rows, unscaled and the BOS position left
+        out, to what replaces them. It is called for a few rows at a time, in order."""

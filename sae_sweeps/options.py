@@ -18,6 +18,8 @@ class Stream:
     """Start over when the data end before `training.tokens`; off, that is an error."""
     calibration_tokens: int
     """Tokens seen before training that set the activations' scale and centre."""
+    centre: bool
+    """Take the mean off the activations before they are scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,10 @@ class Config:
     """Which latents may be active, under a budget."""
     aux_loss: dict[str, Any]
     """A second loss that keeps latents alive."""
+    resampling: dict[str, Any]
+    """New weights for latents that died."""
+    fine_tune: dict[str, Any]
+    """A last phase with another loss."""
     target_model: dict[str, Any]
     """Where activations come from."""
     data: dict[str, Any]

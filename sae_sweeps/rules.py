@@ -27,7 +27,7 @@ Rule = Callable[[Config], Iterator[str]]
 HUB_LIMIT_S = 2.0
 EMBEDDED = Path(__file__).resolve().parent / "embedded" / "model"
 
-METHOD = ("architecture", "allocator", "aux_loss")
+METHOD = ("architecture", "allocator", "aux_loss", "resampling", "fine_tune")
 NODES = (*METHOD, "target_model", "data", "stream", "training", "evaluation")
 
 # A residual stream's usual names, and others directly under a block that are no misspellings.

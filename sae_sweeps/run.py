@@ -54,5 +54,5 @@ def label(choices: dict[str, str]) -> str:
         name = allocator
     else:
         name = f"{architecture} × {allocator}"
-    aux_loss = choices["aux_loss"]
-    return name if aux_loss == "none" else f"{name} + {aux_loss}"
+    extras = (choices.get(group, "none") for group in ("aux_loss", "resampling", "fine_tune"))
+    return " + ".join([name, *(extra for extra in extras if extra != "none")])

@@ -81,7 +81,7 @@ def test_value_and_gradients(
 ) -> None:
     sae, x, mask = sae_of(budgeted, seed), batch_of(seed, batch), torch.tensor(dead)
     step = sae(x, mask)
-    loss = AuxK(D_IN, coef=0.07, k_aux=k_aux)(step)
+    loss = AuxK(D_IN, D_SAE, coef=0.07, k_aux=k_aux)(step)
     reference = naive(sae, x, step.recon, mask, k_aux, 0.07, budgeted)
     torch.testing.assert_close(loss, reference)
     assert loss > 0
@@ -94,15 +94,15 @@ def test_value_and_gradients(
 def test_k_aux_is_half_the_input_width_by_default() -> None:
     sae, x, mask = sae_of(True), batch_of(0, 6), torch.ones(D_SAE, dtype=torch.bool)
     step = sae(x, mask)
-    half = AuxK(D_IN, coef=1.0, k_aux=D_IN // 2)(step)
-    assert torch.equal(AuxK(D_IN, coef=1.0, k_aux=None)(step), half)
-    assert not torch.equal(AuxK(D_IN, coef=1.0, k_aux=1)(step), half)
+    half = AuxK(D_IN, D_SAE, coef=1.0, k_aux=D_IN // 2)(step)
+    assert torch.equal(AuxK(D_IN, D_SAE, coef=1.0, k_aux=None)(step), half)
+    assert not torch.equal(AuxK(D_IN, D_SAE, coef=1.0, k_aux=1)(step), half)
 
 
 def test_living_latents_get_no_gradient_and_the_residual_none_either() -> None:
     sae, x, mask = sae_of(True), batch_of(1, 6), torch.zeros(D_SAE, dtype=torch.bool)
     mask[[2, 5]] = True
-    found = gradients(sae, AuxK(D_IN, coef=1.0, k_aux=2)(sae(x, mask)))
+    found = gradients(sae, AuxK(D_IN, D_SAE, coef=1.0, k_aux=2)(sae(x, mask)))
     assert found["W_enc"][:, mask].any() and not found["W_enc"][:, ~mask].any()
     assert found["b_enc"][mask].any() and not found["b_enc"][~mask].any()
     assert found["W_dec"][mask].any() and not found["W_dec"][~mask].any()
@@ -111,9 +111,9 @@ def test_living_latents_get_no_gradient_and_the_residual_none_either() -> None:
 @pytest.mark.parametrize("budgeted", [True, False])
 def test_no_dead_latent_costs_exactly_nothing(budgeted: bool) -> None:
     sae, x = sae_of(budgeted), batch_of(2, 6)
-    loss = AuxK(D_IN, coef=1.0, k_aux=3)(sae(x, torch.zeros(D_SAE, dtype=torch.bool)))
+    loss = AuxK(D_IN, D_SAE, coef=1.0, k_aux=3)(sae(x, torch.zeros(D_SAE, dtype=torch.bool)))
     assert (loss.shape, loss.item(), loss.requires_grad) == ((), 0, False)
-    loss = NoAux(D_IN)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
+    loss = NoAux(D_IN, D_SAE)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
     assert (loss.shape, loss.item(), loss.requires_grad) == ((), 0, False)
 
 
@@ -123,7 +123,7 @@ def test_a_latent_that_is_always_negative_is_reached_only_by_the_raw_rule() -> N
         bias = sae.get_parameter("b_enc")
         bias.data[7] = -100.0
         dead = torch.arange(D_SAE) == 7
-        found = gradients(sae, AuxK(D_IN, coef=1.0, k_aux=None)(sae(x, dead)))
+        found = gradients(sae, AuxK(D_IN, D_SAE, coef=1.0, k_aux=None)(sae(x, dead)))
         assert found["W_enc"].any() != budgeted
         assert found["b_enc"].any() != budgeted
 
@@ -150,7 +150,7 @@ def test_architectures_without_budget_enter_raw(kind: str) -> None:
     sae = filled(sae.double(), 4)
     sae.get_parameter("b_gate" if kind == "gated" else "b_enc").data[7] = -100.0
     found = gradients(
-        sae, AuxK(D_IN, coef=1.0, k_aux=None)(sae(batch_of(4, 20), torch.arange(D_SAE) == 7))
+        sae, AuxK(D_IN, D_SAE, coef=1.0, k_aux=None)(sae(batch_of(4, 20), torch.arange(D_SAE) == 7))
     )
     assert found["W_enc"][:, 7].any() and not found["W_enc"][:, :7].any()
 
@@ -170,7 +170,7 @@ def constant_residual(case: str, budgeted: bool) -> tuple[Architecture, Tensor]:
 @pytest.mark.parametrize("budgeted", [True, False])
 def test_a_residual_without_variance_gives_a_finite_loss(case: str, budgeted: bool) -> None:
     sae, x = constant_residual(case, budgeted)
-    loss = AuxK(D_IN, coef=1.0, k_aux=2)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
+    loss = AuxK(D_IN, D_SAE, coef=1.0, k_aux=2)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
     assert loss.isfinite()
 
 
@@ -178,6 +178,6 @@ def test_a_residual_without_variance_gives_a_finite_loss(case: str, budgeted: bo
 @pytest.mark.parametrize("budgeted", [True, False])
 def test_a_residual_without_variance_gives_finite_gradients(case: str, budgeted: bool) -> None:
     sae, x = constant_residual(case, budgeted)
-    loss = AuxK(D_IN, coef=1.0, k_aux=2)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
+    loss = AuxK(D_IN, D_SAE, coef=1.0, k_aux=2)(sae(x, torch.ones(D_SAE, dtype=torch.bool)))
     for name, gradient in gradients(sae, loss).items():
         assert gradient.isfinite().all(), name

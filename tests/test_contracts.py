@@ -37,7 +37,9 @@ def trained(config: dict, steps: int) -> Trainer:  # pyright: ignore
     generator = torch.Generator().manual_seed(0)
     sae = new_sae(config, D_IN)
     sae.initialise(generator, torch.zeros(D_IN))
-    trainer = Trainer(sae, build(config["aux_loss"], D_IN), options.Training(**config["training"]))
+    sizes = D_IN, config["d_sae"]
+    aux_loss, resampling = (build(config[group], *sizes) for group in ("aux_loss", "resampling"))
+    trainer = Trainer(sae, aux_loss, resampling, options.Training(**config["training"]))
     for _ in range(steps):
         figures = trainer.step(torch.randn(BATCH, D_IN, generator=generator) * 0.3, wanted=True)
         assert all(value.isfinite() for value in figures.values()), figures

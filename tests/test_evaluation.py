@@ -29,9 +29,11 @@ from sae_sweeps.interfaces import (
     SAELensWeights,
     Selection,
     Splice,
+    SplicedLosses,
     Step,
     TargetModel,
 )
+from sae_sweeps.resampling.none import NoResampling
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training.evaluation import as_result, evaluate, measure
 from sae_sweeps.training.trainer import Trainer, learning_rate
@@ -81,18 +83,18 @@ def feature(mutual_tokens: int) -> FeatureChoice:
 
 
 METHODS: dict[str, Callable[[], tuple[Architecture, AuxLoss]]] = {
-    "relu": lambda: (relu(NoAllocator(D_SAE)), NoAux(D_IN)),
+    "relu": lambda: (relu(NoAllocator(D_SAE)), NoAux(D_IN, D_SAE)),
     "gated": lambda: (
         Gated(D_IN, D_SAE, NoAllocator(D_SAE), encoder_scale=0.6, l1_coef="auto", target_l0=3.0),
-        NoAux(D_IN),
+        NoAux(D_IN, D_SAE),
     ),
-    "jumprelu": lambda: (jumprelu(NoAllocator(D_SAE)), NoAux(D_IN)),
-    "topk": lambda: (relu(TokenChoice(D_SAE, k=2)), AuxK(D_IN, coef=0.1, k_aux=None)),
+    "jumprelu": lambda: (jumprelu(NoAllocator(D_SAE)), NoAux(D_IN, D_SAE)),
+    "topk": lambda: (relu(TokenChoice(D_SAE, k=2)), AuxK(D_IN, D_SAE, coef=0.1, k_aux=None)),
     "mutual_choice": lambda: (
         relu(MutualChoice(D_SAE, k=2.5, horizon_tokens=5 * BATCH)),
-        AuxK(D_IN, coef=0.1, k_aux=None),
+        AuxK(D_IN, D_SAE, coef=0.1, k_aux=None),
     ),
-    "feature_choice": lambda: (relu(feature(4 * BATCH)), AuxK(D_IN, coef=0.1, k_aux=None)),
+    "feature_choice": lambda: (relu(feature(4 * BATCH)), AuxK(D_IN, D_SAE, coef=0.1, k_aux=None)),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -106,7 +108,7 @@ def batch_of(seed: int, batch: int = BATCH) -> Tensor:
 def trainer_of(method: str, seed: int = 0, **changed: Any) -> Trainer:
     sae, aux_loss = METHODS[method]()
     sae.initialise(torch.Generator().manual_seed(seed), torch.linspace(-1, 2, D_IN) / 3)
-    return Trainer(sae, aux_loss, training(**changed))
+    return Trainer(sae, aux_loss, NoResampling(D_IN, D_SAE), training(**changed))
 
 
 # ---------------------------------------------------------------- the step
@@ -139,7 +141,7 @@ def test_steps_are_those_written_out(clip: float, betas: tuple[float, float]) ->
     given = training(gradient_clip_norm=clip, beta1=betas[0], beta2=betas[1])
     sae = relu(NoAllocator(D_SAE), l1_coef=0.25)
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(D_IN))
-    trainer = Trainer(sae.double(), NoAux(D_IN), given)
+    trainer = Trainer(sae.double(), NoAux(D_IN, D_SAE), NoResampling(D_IN, D_SAE), given)
     p = {name: parameter.detach().clone() for name, parameter in sae.named_parameters()}
     xs = [batch_of(index).double() for index in range(4)]
     written_out(p, xs, 0.25, given)
@@ -304,9 +306,11 @@ class Table(TargetModel):
     def activations(self, split: str, rows: Tensor) -> Tensor:
         return self.table[rows].flatten(0, 1)
 
-    def ce(self, rows: Tensor, splice: Splice) -> Tensor:
+    def spliced_losses(self, split: str, rows: Tensor, splice: Splice) -> SplicedLosses:
         logits = splice(self.table[rows]) @ self.head
-        return F.cross_entropy(logits.transpose(1, 2), self.targets[rows], reduction="none")
+        ce = F.cross_entropy(logits.transpose(1, 2), self.targets[rows], reduction="none")
+        clean, spliced = (self.table[rows] @ self.head).log_softmax(-1), logits.log_softmax(-1)
+        return SplicedLosses(ce, (clean.exp() * (clean - spliced)).sum(-1))
 
 
 @final
@@ -348,7 +352,12 @@ class Fixed(Architecture):
 
 def stream_of(rows: int = 30, has_loss: bool = True) -> Stream:
     given = options.Stream(
-        batch_tokens=BATCH, chunk_tokens=4 * BATCH, seed=0, repeat=False, calibration_tokens=60
+        batch_tokens=BATCH,
+        chunk_tokens=4 * BATCH,
+        seed=0,
+        repeat=False,
+        calibration_tokens=60,
+        centre=False,
     )
     return Stream(Table(rows, has_loss), given)
 

@@ -13,7 +13,7 @@ ROWS = [
     {"interfaces"},
     {"metrics", "sparse"},
     {"embedded"},
-    {"architecture", "allocator", "aux_loss", "target_model", "data"},
+    {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model", "data"},
     {"stream"},
     {"tracking"},
     {"training"},

@@ -148,7 +148,7 @@ from sae_sweeps.interfaces import AuxLoss
 class Pull(AuxLoss):
     """coef * mean of squared pre-activations."""
 
-    def __init__(self, d_in: int, *, coef: float) -> None:
+    def __init__(self, d_in: int, d_sae: int, *, coef: float) -> None:
         super().__init__()
         self.coef = coef
 
@@ -186,7 +186,7 @@ class Dictionary(TargetModel):
         codes = torch.rand(self.tokens_per_row, len(self.directions), generator=generator)
         return codes.where(codes < self.probability, 0.0) @ self.directions / self.probability
 
-    def ce(self, rows, splice):
+    def spliced_losses(self, split, rows, splice):
         raise NotImplementedError
 '''
 

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sae_sweeps import options
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
-from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
+from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.run import ConfigError
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.target_model.transformer_lens import TransformerLens
@@ -56,7 +56,9 @@ class Coded(TargetModel):
         grid = torch.cartesian_prod(rows, torch.arange(1, self.tokens_per_row + 1))
         return torch.nn.functional.pad(grid, (1, 0), value=which).float()
 
-    def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
+    def spliced_losses(
+        self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
+    ) -> SplicedLosses:
         raise AssertionError(f"it has no loss: {rows}, {splice}")
 
 
@@ -77,7 +79,7 @@ def stream(target: TargetModel | None = None, **changed: int) -> Stream:
     given = {"batch_tokens": 10, "chunk_tokens": 70, "seed": 0, "calibration_tokens": 64}
     values = given | {"repeat": 0} | changed
     repeat = bool(values.pop("repeat"))
-    return Stream(target or Coded(), options.Stream(**values, repeat=repeat))
+    return Stream(target or Coded(), options.Stream(**values, repeat=repeat, centre=False))
 
 
 def origins(acts: Tensor, scale: float) -> list[Token]:

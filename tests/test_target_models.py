@@ -33,7 +33,7 @@ from sae_sweeps import rules
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.data.none import NoData
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
-from sae_sweeps.interfaces import Data, Split
+from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
 from sae_sweeps.run import ConfigError
 from sae_sweeps.target_model import transformer_lens
 from sae_sweeps.target_model.activations import Activations
@@ -145,6 +145,11 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max() <= RELATIVE * theirs.abs().max()
 
 
+def ce_of(target: TargetModel, rows: Tensor, splice: Splice) -> Tensor:
+    with torch.no_grad():
+        return target.spliced_losses("held_out", rows, splice).ce
+
+
 def naive_ce(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of each token but BOS and the one that only BOS predicts."""
     log_probs = F.log_softmax(logits.double(), dim=-1)
@@ -238,7 +243,7 @@ def test_ce_is_the_naive_one(embedded_target: TransformerLens, reference: PreTra
     tokens = token_rows("held_out")
     with torch.no_grad():
         expected = naive_ce(reference(tokens).logits, tokens)
-    found = embedded_target.ce(ROWS, lambda acts: acts)
+    found = ce_of(embedded_target, ROWS, lambda acts: acts)
     assert found.shape == (len(ROWS), 126)
     assert_close(found.double(), expected)
 
@@ -246,24 +251,24 @@ def test_ce_is_the_naive_one(embedded_target: TransformerLens, reference: PreTra
 def test_a_splice_that_gives_back_what_it_gets_changes_nothing(
     embedded_target: TransformerLens, data: Embedded
 ) -> None:
-    clean = embedded_target.ce(ROWS, lambda acts: acts)
+    clean = ce_of(embedded_target, ROWS, lambda acts: acts)
     for hook in ("blocks.0.hook_resid_pre", "blocks.2.hook_attn_out", "blocks.3.hook_mlp_out"):
-        assert torch.equal(target(data, hook).ce(ROWS, lambda acts: acts), clean)
+        assert torch.equal(ce_of(target(data, hook), ROWS, lambda acts: acts), clean)
 
     def with_error(acts: Tensor) -> Tensor:
         """A poor reconstruction, and what it lacks."""
         recon = acts.round()
         return recon + (acts - recon)
 
-    restored = embedded_target.ce(ROWS, with_error)
+    restored = ce_of(embedded_target, ROWS, with_error)
     assert (restored - clean).abs().max() < 1e-4
     assert abs((restored - clean).mean().item()) < 1e-6
 
 
 def test_a_splice_of_zeros_ruins_the_model(embedded_target: TransformerLens) -> None:
-    clean = embedded_target.ce(ROWS, lambda acts: acts).mean()
+    clean = ce_of(embedded_target, ROWS, lambda acts: acts).mean()
     assert clean < 4
-    assert embedded_target.ce(ROWS, torch.zeros_like).mean() > clean + 5
+    assert ce_of(embedded_target, ROWS, torch.zeros_like).mean() > clean + 5
 
 
 @pytest.mark.parametrize("layer", [0, 3])
@@ -273,9 +278,9 @@ def test_a_splice_sits_at_its_hook(data: Embedded, reference: PreTrainedModel, l
     block = f"transformer.h.{layer}"
     expected = naive_ce(spliced_logits(reference, block, tokens, torch.relu), tokens)
     made = target(data, f"blocks.{layer}.hook_resid_post")
-    found = made.ce(ROWS, torch.relu)
+    found = ce_of(made, ROWS, torch.relu)
     assert_close(found.double(), expected)
-    assert (found - made.ce(ROWS, lambda acts: acts)).abs().mean() > 0.5
+    assert (found - ce_of(made, ROWS, lambda acts: acts)).abs().mean() > 0.5
 
 
 def test_a_splice_sees_what_is_harvested(embedded_target: TransformerLens) -> None:
@@ -285,7 +290,7 @@ def test_a_splice_sees_what_is_harvested(embedded_target: TransformerLens) -> No
         seen.append(acts.clone())
         return acts
 
-    embedded_target.ce(ROWS, look)
+    ce_of(embedded_target, ROWS, look)
     assert [len(part) for part in seen] == [4, 2]
     harvested = embedded_target.activations("held_out", ROWS)
     assert torch.equal(torch.cat(seen).flatten(0, 1), harvested)
@@ -294,18 +299,18 @@ def test_a_splice_sees_what_is_harvested(embedded_target: TransformerLens) -> No
 def test_after_an_error_in_a_splice_the_model_is_as_before(
     embedded_target: TransformerLens,
 ) -> None:
-    clean = embedded_target.ce(ROWS, lambda acts: acts)
+    clean = ce_of(embedded_target, ROWS, lambda acts: acts)
 
     def fail(acts: Tensor) -> NoReturn:
         raise FloatingPointError(f"at {acts.shape}")
 
     with pytest.raises(FloatingPointError):
-        embedded_target.ce(ROWS, fail)
+        ce_of(embedded_target, ROWS, fail)
     assert torch.equal(
         embedded_target.bridge(torch.tensor([[0, 1, 2]])).isfinite(),
         torch.ones(1, 3, 4096, dtype=torch.bool),
     )
-    assert torch.equal(embedded_target.ce(ROWS, lambda acts: acts), clean)
+    assert torch.equal(ce_of(embedded_target, ROWS, lambda acts: acts), clean)
 
 
 # --- Threads and sockets -------------------------------------------------------------------
@@ -350,7 +355,7 @@ def test_threads_may_harvest_and_splice_at_once(embedded_target: TransformerLens
         return embedded_target.activations("train", ROWS[: 1 + i % 6] + i)
 
     def splice(i: int) -> Tensor:
-        return embedded_target.ce(ROWS[: 1 + i % 5], lambda acts: acts * (i / 10))
+        return ce_of(embedded_target, ROWS[: 1 + i % 5], lambda acts: acts * (i / 10))
 
     expected = [(harvest(i), splice(i)) for i in range(20)]
     interval = sys.getswitchinterval()
@@ -381,7 +386,7 @@ made = TransformerLens(
     hook="blocks.1.hook_resid_post", dtype="float32", rows_per_forward=2,
 )
 made.activations("train", torch.arange(3))
-made.ce(torch.arange(3), lambda acts: acts)
+made.spliced_losses("held_out", torch.arange(3), lambda acts: acts)
 raise SystemExit(str(attempts) if attempts else 0)
 """
 
@@ -425,10 +430,10 @@ def test_bfloat16_gives_nearly_the_same(data: Embedded, embedded_target: Transfo
     exact, acts = (t.activations("held_out", ROWS) for t in (embedded_target, half))
     assert acts.dtype == torch.float32
     assert 0 < (acts - exact).norm() / exact.norm() < 0.02
-    clean, ce = (t.ce(ROWS, lambda x: x) for t in (embedded_target, half))
-    assert ce.dtype == torch.float32
-    assert (ce - clean).abs().max() < 0.5 and (ce - clean).mean().abs() < 0.02
-    assert half.ce(ROWS, torch.zeros_like).mean() > clean.mean() + 5
+    clean, halved = (ce_of(t, ROWS, lambda x: x) for t in (embedded_target, half))
+    assert halved.dtype == torch.float32
+    assert (halved - clean).abs().max() < 0.5 and (halved - clean).mean().abs() < 0.02
+    assert ce_of(half, ROWS, torch.zeros_like).mean() > clean.mean() + 5
 
 
 @pytest.mark.parametrize(
@@ -575,9 +580,9 @@ def test_other_architectures_from_a_folder(
     assert_close(made.activations("held_out", ROWS), expected[:, 1:].flatten(0, 1))
     with torch.no_grad():
         clean = naive_ce(reference(tokens).logits, tokens)
-    assert_close(made.ce(ROWS, lambda acts: acts).double(), clean)
+    assert_close(ce_of(made, ROWS, lambda acts: acts).double(), clean)
     spliced = naive_ce(spliced_logits(reference, block, tokens, torch.relu), tokens)
-    assert_close(made.ce(ROWS, torch.relu).double(), spliced)
+    assert_close(ce_of(made, ROWS, torch.relu).double(), spliced)
     assert (spliced - clean).abs().mean() > 0.01
     assert no_network == []
 

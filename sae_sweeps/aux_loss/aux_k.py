@@ -21,7 +21,7 @@ class AuxK(AuxLoss):
     as it is.
     """
 
-    def __init__(self, d_in: int, *, coef: float, k_aux: int | None) -> None:
+    def __init__(self, d_in: int, d_sae: int, *, coef: float, k_aux: int | None) -> None:
         super().__init__()
         self.coef = coef
         self.k_aux = d_in // 2 if k_aux is None else k_aux

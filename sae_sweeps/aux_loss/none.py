@@ -12,7 +12,7 @@ from sae_sweeps.interfaces import AuxLoss, Step
 class NoAux(AuxLoss):
     """0."""
 
-    def __init__(self, d_in: int) -> None:
+    def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
 
     def forward(self, step: Step) -> Float[Tensor, ""]:

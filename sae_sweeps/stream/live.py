@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps import options
-from sae_sweeps.interfaces import Split, TargetModel
+from sae_sweeps.interfaces import Architecture, Divergence, Splice, Split, TargetModel
 from sae_sweeps.run import ConfigError
 
 HELD_OUT_SEED = 0
@@ -20,7 +20,8 @@ class Stream:
 
     Token rows are permuted before the forward pass, then the tokens of a chunk are shuffled: nearly
     as good as a permutation of all tokens, without their being in memory. One factor scales
-    activations to unit mean square norm, E||x||^2 = 1; it is folded back into the saved weights.
+    activations to unit mean square norm, E||x||^2 = 1; where options say so, their mean is taken
+    off before (arXiv 2605.31518). Both are folded back into the saved weights.
 
     Raises:
         ConfigError: a split holds fewer tokens than asked for.
@@ -31,13 +32,35 @@ class Stream:
         self.batches_per_chunk = given.chunk_tokens // given.batch_tokens
         self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
         sample = self._tokens("train", 0, given.calibration_tokens)
-        norm = sample.pow(2).sum(1).mean().sqrt().item()
+        self.raw_mean = sample.mean(0)
+        self.offset = self.raw_mean if given.centre else torch.zeros_like(self.raw_mean)
+        norm = (sample - self.offset).pow(2).sum(1).mean().sqrt().item()
         if norm == 0 or not np.isfinite(norm):
             raise ConfigError("target_model: its activations are all zero, or not all finite.")
         self.scale = 1 / norm
-        self.mean = sample.mean(0) * self.scale
+        self.mean = self.scaled(self.raw_mean)
         self._held_out: dict[int, Tensor] = {}
-        self._reference_ce: dict[int, tuple[float, float]] = {}
+        self._reference_ce: dict[int, dict[str, float]] = {}
+
+    def scaled(self, acts: Float[Tensor, "*any d_in"]) -> Float[Tensor, "*any d_in"]:
+        """The target model's activations as SAEs are trained on them."""
+        return (acts - self.offset) * self.scale
+
+    def unscaled(self, x: Float[Tensor, "*any d_in"]) -> Float[Tensor, "*any d_in"]:
+        """Scaled activations, or reconstructions, as the target model has them."""
+        return x / self.scale + self.offset
+
+    @torch.no_grad()
+    def unscale(self, sae: Architecture) -> None:
+        """Fold scale and offset into a trained SAE's weights: it now takes unscaled activations."""
+        sae.rescale(1 / self.scale)
+        sae.b_dec.add_(self.offset)
+
+    @torch.no_grad()
+    def rescale(self, sae: Architecture) -> None:
+        """The inverse of `unscale`."""
+        sae.b_dec.sub_(self.offset)
+        sae.rescale(self.scale)
 
     def require(self, tokens: int) -> None:
         """Refuse a run longer than the training data, unless they may repeat."""
@@ -59,7 +82,23 @@ class Stream:
             stop = min(stop, self._size("train"))
         tokens = self._tokens("train", start, stop)
         order = _permutation(len(tokens), self.given.seed, 1, index)
-        return tokens[order.to(tokens.device)] * self.scale
+        return self.scaled(tokens[order.to(tokens.device)])
+
+    def contexts(self, start: int, tokens: int) -> tuple[Float[Tensor, "batch d_in"], Divergence]:
+        """Whole token rows from training token `start` on, in order, and their divergence.
+
+        As many rows as `tokens` tokens fill, one at least; `batch` is their number of tokens.
+        """
+        width = self.target.tokens_per_row
+        first = start // width
+        rows = self._rows("train", first, first + max(1, tokens // width))
+        x = self.scaled(self.target.activations("train", rows))
+
+        def divergence(recon: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+            splice = in_order(self.unscaled(recon))
+            return self.target.spliced_losses("train", rows, splice).kl.mean()
+
+        return x, divergence
 
     def held_out(self, tokens: int) -> Float[Tensor, "tokens d_in"]:
         """The first held-out tokens, scaled; shuffled, so that batches look like training's."""
@@ -69,20 +108,32 @@ class Stream:
                 f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens."
             )
         if tokens not in self._held_out:
-            acts = self._tokens("held_out", 0, tokens) * self.scale
+            acts = self.scaled(self._tokens("held_out", 0, tokens))
             order = _permutation(tokens, HELD_OUT_SEED, 2, 0)
             self._held_out[tokens] = acts[order.to(acts.device)]
         return self._held_out[tokens]
 
-    def reference_ce(self, tokens: int) -> tuple[float, float]:
-        """Cross-entropy (nats) of the clean model, and with the activation set to zero; kept."""
+    @torch.no_grad()
+    def reference_ce(self, tokens: int) -> dict[str, float]:
+        """Cross-entropy (nats) of the clean model, and with the activation replaced; kept.
+
+        By `clean`, `zero` and `mean`, the activations' mean over the calibration tokens.
+        """
         if tokens not in self._reference_ce:
             rows = self.held_out_rows(tokens)
-            clean, zero = (
-                self.target.ce(rows, splice).cpu().double().mean().item()
-                for splice in (torch.clone, torch.zeros_like)
-            )
-            self._reference_ce[tokens] = clean, zero
+            splices: dict[str, Splice] = {
+                "clean": torch.clone,
+                "zero": torch.zeros_like,
+                "mean": lambda acts: self.raw_mean.expand_as(acts),
+            }
+            self._reference_ce[tokens] = {
+                name: self.target.spliced_losses("held_out", rows, splice)
+                .ce.cpu()
+                .double()
+                .mean()
+                .item()
+                for name, splice in splices.items()
+            }
         return self._reference_ce[tokens]
 
     def _size(self, split: Split) -> int:
@@ -109,6 +160,19 @@ class Stream:
             start, stop = first - epoch * count, last - epoch * count
             parts.append(_permutation(count, seed, 0, epoch)[max(start, 0) : stop])
         return torch.cat(parts)
+
+
+def in_order(acts: Float[Tensor, "tokens d_in"]) -> Splice:
+    """A splice that hands out `acts` from first to last."""
+    done = 0
+
+    def splice(replaced: Float[Tensor, "rows seq d_in"]) -> Float[Tensor, "rows seq d_in"]:
+        nonlocal done
+        rows, seq, d_in = replaced.shape
+        done += rows * seq
+        return acts[done - rows * seq : done].view(rows, seq, d_in)
+
+    return splice
 
 
 @lru_cache(maxsize=8)

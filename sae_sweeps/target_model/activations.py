@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
+from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.run import ConfigError, one_line
 
 HELD_OUT_SHARE = 0.1
@@ -53,7 +53,9 @@ class Activations(TargetModel):
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         return self.splits[split][rows].to(self.device, torch.float32)
 
-    def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
+    def spliced_losses(
+        self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
+    ) -> SplicedLosses:
         raise RuntimeError("precomputed activations have no model to run")
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps import embedded
-from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
+from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
 MIN_CONTEXT = 3
@@ -71,10 +71,12 @@ class TransformerLens(TargetModel):
         parts = [self._forward_to_hook(part) for part in self._parts(split, rows)]
         return torch.cat([acts[:, 1:] for acts in parts if acts is not None]).flatten(0, 1).float()
 
-    @torch.inference_mode()
-    def ce(self, rows: Int[Tensor, " rows"], splice: Splice) -> Float[Tensor, "rows targets"]:
+    def spliced_losses(
+        self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
+    ) -> SplicedLosses:
         """As in the interface; the BOS position stays clean, and so its prediction is left out."""
-        return torch.cat([self._spliced_ce(part, splice) for part in self._parts("held_out", rows)])
+        parts = [self._losses(part, splice) for part in self._parts(split, rows)]
+        return SplicedLosses(*(torch.cat(losses) for losses in zip(*parts, strict=True)))
 
     def _parts(self, split: Split, rows: Int[Tensor, " rows"]) -> list[Tensor]:
         tokens = self.tokens[split][rows]
@@ -84,7 +86,7 @@ class TransformerLens(TargetModel):
         return acts if self._change is None else self._change(acts)
 
     @contextmanager
-    def _changing(self, change: Change) -> Generator[None]:
+    def _changing(self, change: Change | None) -> Generator[None]:
         with self._turn:
             self._change = change
             try:
@@ -105,16 +107,25 @@ class TransformerLens(TargetModel):
             return reached.acts
         return None
 
-    def _spliced_ce(self, tokens: Int[Tensor, "rows seq"], splice: Splice) -> Tensor:
+    def _losses(self, tokens: Int[Tensor, "rows seq"], splice: Splice) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and KL(clean || spliced) of a few rows."""
+
         def replace(acts: Tensor) -> Tensor:
             spliced = splice(acts[:, 1:].float()).to(acts.dtype)
             return torch.cat([acts[:, :1], spliced], dim=1)
 
-        with self._changing(replace):
-            logits = self.bridge(tokens, return_type="logits")[:, 1:-1].float()
-        targets = tokens[:, 2:, None]
+        with torch.no_grad():
+            clean = self._log_probs(tokens, None)
+        spliced = self._log_probs(tokens, replace)
         # Twice as fast as cross_entropy, which wants the vocabulary in the middle.
-        return logits.logsumexp(-1) - logits.gather(-1, targets).squeeze(-1)
+        ce = -spliced.gather(-1, tokens[:, 2:, None]).squeeze(-1)
+        return ce, (clean.exp() * (clean - spliced)).sum(-1)
+
+    def _log_probs(self, tokens: Int[Tensor, "rows seq"], change: Change | None) -> Tensor:
+        """Log probabilities [rows, seq - 2, vocabulary], BOS and the last position left out."""
+        with self._changing(change):
+            logits = self.bridge(tokens, return_type="logits")[:, 1:-1].float()
+        return logits.log_softmax(-1)
 
 
 class _Reached(Exception):

@@ -68,15 +68,22 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
     dead = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=sae.W_dec.device)
 
     def splice(acts: Float[Tensor, "rows seq d_in"]) -> Float[Tensor, "rows seq d_in"]:
-        x = acts.flatten(0, 1) * stream.scale
-        return (sae(x, dead).recon / stream.scale).view_as(acts)
+        x = stream.scaled(acts.flatten(0, 1))
+        return stream.unscaled(sae(x, dead).recon).view_as(acts)
 
-    rows = stream.held_out_rows(tokens)
-    clean, zero = stream.reference_ce(tokens)
-    ce = stream.target.ce(rows, splice).cpu().double().mean().item()
-    recovered = metrics.ce_recovered(clean, ce, zero)
-    figures = {"ce": ce, "ce_clean": clean, "ce_zero": zero, "delta_ce": ce - clean}
-    return figures | ({} if recovered is None else {"ce_recovered": recovered})
+    losses = stream.target.spliced_losses("held_out", stream.held_out_rows(tokens), splice)
+    ce, kl = (loss.cpu().double().mean().item() for loss in (losses.ce, losses.kl))
+    reference = stream.reference_ce(tokens)
+    clean = reference["clean"]
+    recovered = {
+        "ce_recovered": metrics.ce_recovered(clean, ce, reference["zero"]),
+        "ce_recovered_mean": metrics.ce_recovered(clean, ce, reference["mean"]),
+    }
+    return (
+        {"ce": ce, "delta_ce": ce - clean, "kl": kl}
+        | {f"ce_{name}": value for name, value in reference.items()}
+        | {name: value for name, value in recovered.items() if value is not None}
+    )
 
 
 def as_result(evaluation: Evaluation, given: options.Evaluation, has_loss: bool) -> dict[str, Any]:

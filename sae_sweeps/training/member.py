@@ -20,6 +20,7 @@ from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import as_result, evaluate
+from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,20 @@ class Member:
         config, device = run.config, stream.target.device
         self.training = options.Training(**config["training"])
         self.evaluation = options.Evaluation(**config["evaluation"])
-        stream.require(self.training.tokens)
         stream.held_out(self.evaluation.tokens)
         sae = new_sae(config, stream.target.d_in)
         sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())
-        aux_loss = build(config["aux_loss"], stream.target.d_in).to(device)
-        self.trainer = Trainer(sae.to(device), aux_loss, self.training)
-        self.total_tokens = self.training.tokens - self.training.tokens % stream.given.batch_tokens
+        sizes = stream.target.d_in, config["d_sae"]
+        aux_loss, resampling, self.fine_tune = (
+            build(config[group], *sizes).to(device)
+            for group in ("aux_loss", "resampling", "fine_tune")
+        )
+        self.trainer = Trainer(sae.to(device), aux_loss, resampling, self.training)
+        self.fine_tuner: FineTuner | None = None
+        batch = stream.given.batch_tokens
+        self.main_tokens = self.training.tokens - self.training.tokens % batch
+        self.total_tokens = self.main_tokens + self.fine_tune.tokens - self.fine_tune.tokens % batch
+        stream.require(max(self.training.tokens, self.total_tokens))
         self.outcome: dict[str, Any] | Exception | None = None
         self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
 
@@ -109,8 +117,12 @@ class Member:
     def _train(self, batch: Float[Tensor, "batch d_in"]) -> None:
         before, after = self.trainer.tokens, self.trainer.tokens + len(batch)
         every = self.training.log_every_tokens
-        logged = after // every > before // every or after >= self.total_tokens
-        figures = self.trainer.step(batch, wanted=logged)
+        ends = self.main_tokens, self.total_tokens
+        logged = after // every > before // every or after in ends
+        if before >= self.main_tokens and self.fine_tuner is None:
+            self.fine_tuner = FineTuner(self.trainer, self.fine_tune, self.stream)
+        phase = self.trainer if self.fine_tuner is None else self.fine_tuner
+        figures = phase.step(batch, wanted=logged)
         self.display.advance(self.index, len(batch))
         if logged:
             self._log(figures)
@@ -131,6 +143,7 @@ class Member:
     def _finish(self) -> None:
         seconds = time.monotonic() - self.started
         sae, target = self.trainer.sae, self.stream.target
+        self.fine_tune.fold(sae)
         evaluation = evaluate(sae, self.stream, self.evaluation)
         figures: dict[str, Any] = {
             "tokens": self.trainer.tokens,
@@ -148,7 +161,7 @@ class Member:
                 "device": str(target.device),
             },
         }
-        sae.rescale(1 / self.stream.scale)
+        self.stream.unscale(sae)
         results.write_weights(self.run, sae)
         if not results.write_saelens(self.run, sae, target, figures):
             self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)

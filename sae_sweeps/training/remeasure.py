@@ -46,7 +46,7 @@ def _remeasured(run: Run, stream: Stream, tracking: Tracking) -> dict[str, Any] 
         figures = as_result(evaluate(sae, stream, given), given, stream.target.has_loss)
         old = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
         result = old | figures | {"config": run.config}
-        sae.rescale(1 / stream.scale)
+        stream.unscale(sae)
         results.write_saelens(run, sae, stream.target, figures)
         write_json(run.folder / "result.json", result)
         tracking.open(run).finish(result, failed=False)
@@ -59,5 +59,6 @@ def load_sae(run: Run, stream: Stream) -> Architecture:
     """A finished run's SAE, for the scaled activations of its stream."""
     sae = new_sae(run.config, stream.target.d_in)
     sae.load_state_dict(load_file(run.folder / "checkpoint" / "weights.safetensors"))
-    sae.rescale(stream.scale)
-    return sae.to(stream.target.device)
+    sae.to(stream.target.device)
+    stream.rescale(sae)
+    return sae

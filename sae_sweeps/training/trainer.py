@@ -1,11 +1,11 @@
 """The training step, the same for every method."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_sweeps import options
-from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Step
+from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Resampling, Step
 
 
 class Trainer:
@@ -15,8 +15,14 @@ class Trainer:
     loss.
     """
 
-    def __init__(self, sae: Architecture, aux_loss: AuxLoss, given: options.Training) -> None:
-        self.sae, self.aux_loss, self.given = sae, aux_loss, given
+    def __init__(
+        self,
+        sae: Architecture,
+        aux_loss: AuxLoss,
+        resampling: Resampling,
+        given: options.Training,
+    ) -> None:
+        self.sae, self.aux_loss, self.resampling, self.given = sae, aux_loss, resampling, given
         factors = sae.lr_factors()
         groups = [
             {"params": [parameter], "factor": factors.get(name, 1.0)}
@@ -38,49 +44,89 @@ class Trainer:
     def step(self, x: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch; the figures of the step, where `wanted`, as scalars on the device."""
         lr = learning_rate(self.tokens, len(x), self.given)
+        lr *= self.resampling.lr_factor(self.tokens)
         step = self.sae(x, self.dead)
-        error = (x - step.recon).pow(2).sum() / len(x)
+        error = squared_error(step)
         penalty, aux_loss = self.sae.penalty(step), self.aux_loss(step)
         loss = error + penalty + aux_loss
         self.optimizer.zero_grad()
         loss.backward()
-        grad_norm = self._update(lr)
+        grad_norm = update(self.sae, self.optimizer, self.given.gradient_clip_norm, lr)
         self._observe(step, lr)
         if not wanted:
             return {}
-        variance = (x - x.mean(0)).pow(2).sum() / len(x)
-        return {
-            "train/loss": loss.detach(),
-            "train/fvu": error.detach() / variance,
-            "train/l0": step.acts.l0(),
+        return figures(step, loss, grad_norm, lr, self.dead) | {
             "train/penalty": penalty.detach(),
             "train/aux_loss": aux_loss.detach(),
-            "train/grad_norm": grad_norm,
-            "train/lr": torch.tensor(lr),
-            "features/dead_frac": self.dead.float().mean(),
         }
 
     @torch.no_grad()
-    def _update(self, lr: float) -> Tensor:
-        """Project, clip, step, renormalise: the decoder's rows keep unit norm throughout."""
-        W_dec = self.sae.W_dec
-        assert W_dec.grad is not None
-        W_dec.grad.addcmul_(torch.linalg.vecdot(W_dec.grad, W_dec)[:, None], W_dec, value=-1)
-        parameters = self.sae.parameters()
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.given.gradient_clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
-        self.optimizer.step()
-        W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
-        return grad_norm
-
-    @torch.no_grad()
     def _observe(self, step: Step, lr: float) -> None:
-        batch = len(step.x)
+        progress = Progress(self.tokens + len(step.x), self.given.tokens, lr)
+        self.count(step, len(step.x))
+        self.sae.observe(step, progress)
+        self.aux_loss.observe(step, progress)
+        replaced = self.resampling(self.sae, step, progress)
+        if replaced is not None:
+            self.tokens_since_fired[replaced] = 0
+            self._forget(replaced)
+
+    def count(self, step: Step, batch: int) -> None:
+        """Count a step's `batch` tokens, and for each latent those since it fired."""
         self.tokens += batch
         silent = step.acts.tokens_per_latent == 0
         self.tokens_since_fired = torch.where(silent, self.tokens_since_fired + batch, 0)
-        self.sae.observe(step, Progress(self.tokens, self.given.tokens, lr))
+
+    def _forget(self, latents: Int[Tensor, " n"]) -> None:
+        """Set the optimiser's moments of these latents' parameters to 0."""
+        for parameter in self.sae.parameters():
+            for moment in self.optimizer.state[parameter].values():
+                if moment.shape == self.sae.W_enc.shape:
+                    moment[:, latents] = 0
+                elif moment.ndim and moment.shape[0] == len(self.sae.W_dec):
+                    moment[latents] = 0
+
+
+def squared_error(step: Step) -> Float[Tensor, ""]:
+    """Mean over tokens of ||x - recon||^2."""
+    return (step.x - step.recon).pow(2).sum() / len(step.x)
+
+
+@torch.no_grad()
+def update(
+    sae: Architecture, optimizer: torch.optim.Optimizer, clip_norm: float, lr: float
+) -> Float[Tensor, ""]:
+    """Project, clip, step, renormalise; the norm of the gradient before it was clipped.
+
+    Where the decoder is trained and its rows are to have unit norm, they keep it throughout.
+    """
+    W_dec = sae.W_dec
+    constrained = sae.unit_norm and W_dec.grad is not None
+    if constrained and W_dec.grad is not None:
+        W_dec.grad.addcmul_(torch.linalg.vecdot(W_dec.grad, W_dec)[:, None], W_dec, value=-1)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("factor", 1.0)
+    optimizer.step()
+    if constrained:
+        W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
+    return grad_norm
+
+
+def figures(
+    step: Step, loss: Tensor, grad_norm: Tensor, lr: float, dead: Bool[Tensor, " d_sae"]
+) -> dict[str, Tensor]:
+    """What every row of `metrics.jsonl` holds, as scalars on the device."""
+    variance = (step.x - step.x.mean(0)).pow(2).sum() / len(step.x)
+    return {
+        "train/loss": loss.detach(),
+        "train/fvu": squared_error(step).detach() / variance,
+        "train/l0": step.acts.l0(),
+        "train/grad_norm": grad_norm,
+        "train/lr": torch.tensor(lr),
+        "features/dead_frac": dead.float().mean(),
+    }
 
 
 def learning_rate(tokens: int, batch: int, given: options.Training) -> float:

@@ -1,0 +1,1 @@
+"""Fine-tuning: a last phase with another loss. One file per variant."""

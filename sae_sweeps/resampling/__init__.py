@@ -1,0 +1,1 @@
+"""Resampling: new weights for latents that died. One file per variant."""

@@ -1,0 +1,43 @@
+"""The last phase of a run: what its `fine_tune` group trains, after training proper."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_sweeps.interfaces import FineTune, Progress
+from sae_sweeps.stream.live import Stream
+from sae_sweeps.training.trainer import Trainer, figures, update
+
+
+class FineTuner:
+    """Adam without momentum's history, at a learning rate that falls linearly to 0.
+
+    Tokens go on being counted by the trainer, whose SAE and dead latents these are.
+    """
+
+    def __init__(self, trainer: Trainer, fine_tune: FineTune, stream: Stream) -> None:
+        self.trainer, self.fine_tune, self.stream = trainer, fine_tune, stream
+        given = trainer.given
+        self.start = trainer.tokens
+        self.optimizer = torch.optim.Adam(
+            fine_tune.begin(trainer.sae), lr=fine_tune.lr, betas=(given.beta1, given.beta2)
+        )
+
+    def step(self, batch: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
+        """Train on one batch, or on as many tokens in context; figures where `wanted`."""
+        trainer, sae = self.trainer, self.trainer.sae
+        done = trainer.tokens - self.start
+        lr = self.fine_tune.lr * max(0.0, 1 - done / self.fine_tune.tokens)
+        x, divergence = batch, None
+        if self.fine_tune.in_context:
+            x, divergence = self.stream.contexts(trainer.tokens, len(batch))
+        step, loss = self.fine_tune(sae, x, trainer.dead, divergence)
+        sae.zero_grad()
+        self.optimizer.zero_grad()
+        loss.backward()
+        grad_norm = update(sae, self.optimizer, trainer.given.gradient_clip_norm, lr)
+        tokens = trainer.tokens + len(batch)
+        with torch.no_grad():
+            trainer.count(step, len(batch))
+            self.fine_tune.observe(sae, step, Progress(tokens, trainer.given.tokens, lr))
+        return figures(step, loss, grad_norm, lr, trainer.dead) if wanted else {}
