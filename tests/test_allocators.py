@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from fractions import Fraction
+from typing import Literal
 
 import pytest
 import torch
@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps.allocator.feature_choice import FeatureChoice, feature_choice, zipf_budgets
+from sae_sweeps.allocator.feature_choice import FeatureChoice, feature_choice
 from sae_sweeps.allocator.mutual_choice import MutualChoice, mutual_choice
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.thresholds import TokenAverage
 from sae_sweeps.allocator.token_choice import TokenChoice, token_choice
 from sae_sweeps.interfaces import Allocator, Progress, Selection, Step
+from sae_sweeps.zipf import zipf_budgets
 
 torch.set_num_threads(1)
 
@@ -25,15 +26,21 @@ BATCH = 16
 
 
 def feature(
-    k: float, mutual_tokens: int, horizon_tokens: int = 100, d_sae: int = D_SAE
+    k: float,
+    mutual_tokens: int,
+    horizon_tokens: int = 100,
+    rounding: Literal["largest_remainder", "stochastic"] = "largest_remainder",
+    seed: int = 0,
 ) -> FeatureChoice:
     return FeatureChoice(
-        d_sae,
+        D_SAE,
         k=k,
         exponent=1.0,
         shift=5.0,
         mutual_tokens=mutual_tokens,
         horizon_tokens=horizon_tokens,
+        rounding=rounding,
+        seed=seed,
     )
 
 
@@ -43,9 +50,13 @@ MAKERS: dict[str, Callable[[], Allocator]] = {
     "mutual": lambda: MutualChoice(D_SAE, k=2.7, horizon_tokens=100),
     "feature": lambda: feature(2.7, 0),
     "mutual then feature": lambda: feature(2.7, 5 * BATCH),
+    "feature, drawn": lambda: feature(2.7, 0, rounding="stochastic"),
+    "mutual then feature, drawn": lambda: feature(2.7, 5 * BATCH, rounding="stochastic"),
 }
 every_allocator = pytest.mark.parametrize("name", MAKERS)
-learns_thresholds = pytest.mark.parametrize("name", ["mutual", "feature", "mutual then feature"])
+learns_thresholds = pytest.mark.parametrize(
+    "name", [name for name in MAKERS if name not in ("none", "token")]
+)
 
 
 def step_of(allocator: Allocator, affinities: Tensor) -> Step:
@@ -83,74 +94,6 @@ def mask_of(selection: Selection, shape: tuple[int, ...]) -> Tensor:
         .index_fill(0, selection.flat, True)
         .view(shape)
     )
-
-
-# ---------------------------------------------------------------- budgets
-
-
-@pytest.mark.parametrize(
-    ("d_sae", "batch", "k", "exponent", "shift", "expected"),
-    [
-        (8, 4, 2.0, 1.0, 0.0, [3, 1, 1, 1, 1, 1, 0, 0]),
-        (8, 4, 2.0, 0.0, 0.0, [1] * 8),
-        (16, 32, 4.0, 1.0, 0.0, [32, 20, 13, 10, 8, 7, 6, 5, 4, 4, 4, 3, 3, 3, 3, 3]),
-        (16, 32, 4.0, 1.0, 2.7, [19, 15, 13, 11, 9, 8, 7, 7, 6, 6, 5, 5, 5, 4, 4, 4]),
-        (10, 8, 1.0, 1.5, 0.0, [4, 2, 1, 1, 0, 0, 0, 0, 0, 0]),
-    ],
-)
-def test_golden_budgets(
-    d_sae: int, batch: int, k: float, exponent: float, shift: float, expected: list[int]
-) -> None:
-    assert zipf_budgets(d_sae, batch, k, exponent, shift) == expected
-
-
-def water_filled(
-    d_sae: int, batch: int, total: int, exponent: int, shift: Fraction
-) -> list[Fraction]:
-    weights = [Fraction(1)] * d_sae
-    for _ in range(exponent):
-        weights = [weight / (rank + shift) for rank, weight in enumerate(weights, start=1)]
-    budgets = [Fraction(batch)] * d_sae
-    free = list(range(d_sae))
-    while free:
-        left = total - batch * (d_sae - len(free))
-        level = left / sum((weights[i] for i in free), Fraction(0))
-        if all(level * weights[i] <= batch for i in free):
-            for i in free:
-                budgets[i] = level * weights[i]
-            break
-        free = [i for i in free if level * weights[i] <= batch]
-    return budgets
-
-
-@settings(deadline=None)
-@given(
-    d_sae=st.integers(1, 40),
-    batch=st.integers(1, 40),
-    share=st.floats(0, 1),
-    exponent=st.integers(0, 3),
-    shift=st.fractions(0, 20, max_denominator=10),
-)
-def test_budgets_are_water_filling_rounded_by_largest_remainder(
-    d_sae: int, batch: int, share: float, exponent: int, shift: Fraction
-) -> None:
-    k = share * d_sae  # seldom a whole number
-    total = round(k * batch)
-    got = zipf_budgets(d_sae, batch, k, float(exponent), float(shift))
-    exact = water_filled(d_sae, batch, total, exponent, shift)
-    assert sum(got) == total
-    assert all(0 <= tokens <= batch for tokens in got)
-    assert got == sorted(got, reverse=True)
-    over = [float(g - e) for g, e in zip(got, exact, strict=True)]
-    assert max(map(abs, over)) < 1 + 1e-9
-    up = [1 - o for o in over if o > 1e-9]  # the remainders that were rounded up
-    down = [-o for o in over if o < -1e-9]
-    assert min(up, default=1) >= max(down, default=0) - 1e-9
-
-
-def test_budgets_stay_within_the_batch_when_the_cap_cascades() -> None:
-    # ranks 1 and 2 exceed the cap at once; what they leave lifts 3 and 4 over it, and then 5
-    assert zipf_budgets(8, 4, 7.0, 1.0, 0.0) == [4, 4, 4, 4, 4, 3, 3, 2]
 
 
 # ---------------------------------------------------------------- the three choices
@@ -243,7 +186,9 @@ def test_mutual_choice_keeps_at_least_what_token_and_feature_choice_keep(
     k = data.draw(st.integers(1, d_sae))
     most = value(affinities, mutual_choice(affinities, k * batch)) + 1e-9
     assert most >= value(affinities, token_choice(affinities, k))
-    budgets = torch.tensor(zipf_budgets(d_sae, batch, float(k), 1.0, data.draw(st.floats(0, 9))))
+    budgets = zipf_budgets(
+        d_sae, batch, float(k), 1.0, data.draw(st.floats(0, 9))
+    ).largest_remainder
     assert most >= value(affinities, feature_choice(affinities, budgets))
 
 
@@ -304,7 +249,7 @@ def test_permuting_tokens_permutes_the_choice(name: str, mode: bool) -> None:
     allocator = train(MAKERS[name](), 8).train(mode)
     affinities = batch_of(5)
     order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(1))
-    straight = mask_of(allocator(affinities), affinities.shape)
+    straight = mask_of(copy.deepcopy(allocator)(affinities), affinities.shape)
     assert torch.equal(straight[order], mask_of(allocator(affinities[order]), affinities.shape))
 
 
@@ -313,7 +258,7 @@ def test_permuting_tokens_permutes_the_choice(name: str, mode: bool) -> None:
 def test_permuting_latents_permutes_the_choice(seed: int) -> None:
     affinities = batch_of(seed)
     order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(seed))
-    budgets = torch.tensor(zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0))
+    budgets = zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0).largest_remainder
     choices: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda a, _: token_choice(a, 3),
         lambda a, _: mutual_choice(a, 40),
@@ -443,7 +388,8 @@ def test_batch_free_l0_meets_k_on_a_stationary_stream(name: str, horizon_batches
     horizon = round(horizon_batches * batch)
     allocator: Allocator = MutualChoice(D_SAE, k=k, horizon_tokens=horizon)
     if name != "mutual":
-        allocator = feature(k, 100 * batch if name != "feature" else 0, horizon)
+        rounding = "stochastic" if "drawn" in name else "largest_remainder"
+        allocator = feature(k, 100 * batch if "mutual" in name else 0, horizon, rounding)
     train(allocator, 250, batch=batch)
     fresh = batch_of(-1, 20_000)
     l0 = step_of(allocator.eval(), fresh).acts.l0().item()
@@ -472,7 +418,7 @@ def test_feature_choice_begins_as_mutual_choice_and_then_freezes_its_ranks() -> 
         train(allocator, 1, index)
     order = sorted(range(D_SAE), key=lambda i: (-round(density[i].item(), 9), i))
     budgets = torch.zeros(D_SAE, dtype=torch.int64)
-    budgets[order] = torch.tensor(zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0))
+    budgets[order] = zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0).largest_remainder
     assert torch.equal(allocator.budgets(BATCH), budgets)
     for index in range(5, 15):
         affinities = batch_of(index).flip(1)  # other latents fire most: the ranks stay
@@ -488,7 +434,8 @@ def test_feature_choice_begins_as_mutual_choice_and_then_freezes_its_ranks() -> 
 def test_feature_choice_from_scratch_ranks_by_order() -> None:
     allocator = train(feature(2.7, 0), 6)
     assert isinstance(allocator, FeatureChoice)
-    assert allocator.budgets(BATCH).tolist() == zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0)
+    by_rank = zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0).largest_remainder
+    assert torch.equal(allocator.budgets(BATCH), by_rank)
 
 
 def test_thresholds_after_the_switch_know_nothing_of_mutual_choice() -> None:
@@ -510,6 +457,107 @@ def test_a_switch_at_the_very_end_leaves_thresholds_to_evaluate_with() -> None:
 
 def feature_choice_of(allocator: FeatureChoice, affinities: Tensor) -> Selection:
     return Selection(feature_choice(affinities, allocator.budgets(len(affinities))))
+
+
+# ---------------------------------------------------------------- drawn budgets
+
+
+def drawn(seed: int = 0, k: float = 2.7, mutual_tokens: int = 0) -> FeatureChoice:
+    return feature(k, mutual_tokens, rounding="stochastic", seed=seed)
+
+
+def counts(allocator: FeatureChoice, batch: int = BATCH) -> Tensor:
+    """Pairs that the allocator lets through of a batch, by latent."""
+    affinities = batch_of(1, batch)
+    return mask_of(allocator.train()(affinities), affinities.shape).sum(0)
+
+
+def test_drawn_budgets_are_right_on_average_and_their_sum_is_exact() -> None:
+    allocator = drawn()
+    exact = zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0).exact
+    drawings = torch.stack([counts(allocator) for _ in range(1000)])  # evaluation: none observed
+    assert (drawings.sum(1) == round(2.7 * BATCH)).all()
+    assert ((drawings == exact.floor()) | (drawings == exact.ceil())).all()
+    torch.testing.assert_close(drawings.double().mean(0), exact, atol=0.1, rtol=0)
+    assert len(drawings.unique(dim=0)) > 20
+
+
+def test_batches_between_two_observations_are_drawn_apart_and_alike_each_time() -> None:
+    allocator = drawn()
+    train(allocator, 3)
+    first = [counts(allocator).tolist() for _ in range(5)]
+    assert first != [first[0]] * 5
+    train(allocator, 1, start=3)
+    later = [counts(allocator).tolist() for _ in range(5)]
+    assert later != first
+    again = train(drawn(), 4)
+    assert isinstance(again, FeatureChoice)
+    assert [counts(again).tolist() for _ in range(5)] == later
+
+
+def test_drawings_depend_on_the_seed_and_on_the_tokens_seen() -> None:
+    drawings: list[Tensor] = []
+    for seed, tokens in ((0, 0), (1, 0), (2**63 - 1, 0), (0, 1), (0, 2**40)):
+        allocator = drawn(seed)
+        allocator.tokens_seen.fill_(tokens)
+        drawings.append(torch.stack([counts(allocator) for _ in range(4)]))
+    assert len({drawing.numpy().tobytes() for drawing in drawings}) == len(drawings)
+
+
+def test_a_reload_in_mid_run_draws_what_the_run_draws() -> None:
+    allocator, seen = drawn(seed=3), list[list[int]]()
+    for index in range(12):
+        if index == 7:  # resuming restores buffers, nothing else
+            state = copy.deepcopy(allocator.state_dict())
+            allocator = drawn(seed=3)
+            allocator.load_state_dict(state)
+        seen.append(copy.deepcopy(allocator).budgets(BATCH).tolist())
+        train(allocator, 1, start=index)
+    straight, unbroken = drawn(seed=3), list[list[int]]()
+    for index in range(12):
+        unbroken.append(straight.budgets(BATCH).tolist())
+        train(straight, 1, start=index)
+    assert seen == unbroken
+    assert len({tuple(budgets) for budgets in seen}) > 1
+
+
+def test_evaluation_draws_the_same_of_reloaded_weights() -> None:
+    allocator = drawn()
+    train(allocator, 4)
+    first = [counts(allocator).tolist() for _ in range(3)]
+    reloaded = drawn()
+    reloaded.load_state_dict(allocator.state_dict())  # saved after that evaluation
+    assert [counts(reloaded).tolist() for _ in range(3)] == first
+
+
+def test_drawn_budgets_keep_the_ranks_of_the_switch() -> None:
+    allocator = drawn(mutual_tokens=5 * BATCH)
+    train(allocator, 5)
+    ranks = allocator.latent_of_rank.clone()
+    assert not torch.equal(ranks, torch.arange(D_SAE))
+    exact = zipf_budgets(D_SAE, BATCH, 2.7, 1.0, 5.0).exact
+    for index in range(5, 15):
+        affinities = batch_of(index).flip(1)  # other latents fire most
+        found = mask_of(allocator.train()(affinities), affinities.shape).sum(0)[ranks]
+        assert ((found == exact.floor()) | (found == exact.ceil())).all()
+        progress = Progress((index + 1) * BATCH, 10**6, 1e-3)
+        allocator.observe(step_of(allocator, affinities), progress)
+    assert torch.equal(allocator.latent_of_rank, ranks)
+
+
+def test_batches_too_small_for_a_slot_each_leave_no_latent_dead() -> None:
+    k, batches = 0.8, 400
+    exact = zipf_budgets(D_SAE, BATCH, k, 1.0, 5.0)
+    assert (exact.largest_remainder == 0).any() and exact.exact.min() < 0.3
+    kept = torch.zeros(D_SAE)
+    allocator = drawn(k=k)
+    for index in range(batches):
+        step = step_of(allocator.train(), batch_of(index).abs())
+        kept += step.acts.tokens_per_latent
+        allocator.observe(step, Progress((index + 1) * BATCH, 10**6, 1e-3))
+    assert (kept > 0).all()
+    torch.testing.assert_close(kept.double() / batches, exact.exact, atol=0.1, rtol=0)
+    assert allocator.threshold.value().isfinite().all()
 
 
 # ---------------------------------------------------------------- state

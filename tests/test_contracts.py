@@ -28,8 +28,8 @@ AUX_LOSSES = option_files("aux_loss")
 
 def test_variants_were_found() -> None:
     assert len(ARCHITECTURES) >= 3
-    assert len(ALLOCATORS) >= 6
-    assert len(AUX_LOSSES) >= 2
+    assert len(ALLOCATORS) >= 7
+    assert len(AUX_LOSSES) >= 3
 
 
 def trained(config: dict, steps: int) -> Trainer:  # pyright: ignore

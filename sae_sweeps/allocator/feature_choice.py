@@ -4,9 +4,9 @@ The paper's abstract names the idea and a Zipf prior; the exact budgets, the swi
 choice and the batch-free thresholds are our design.
 """
 
-from functools import lru_cache
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,31 +19,7 @@ from sae_sweeps.allocator.thresholds import (
     kept_affinities,
 )
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
-
-
-@lru_cache(maxsize=64)
-def zipf_budgets(d_sae: int, batch: int, k: float, exponent: float, shift: float) -> list[int]:
-    """Tokens each rank may keep of a batch: min(batch, C * (rank + shift)^-exponent).
-
-    C is found by water-filling: what the cap at `batch` cuts off goes to the others in proportion,
-    until all budgets sum to k * batch. Largest remainders round them; equal ones favour the lower
-    rank. Exponent 0 is the uniform budget, shift 0 plain Zipf.
-    """
-    total = round(k * batch)
-    share = (torch.arange(1, d_sae + 1, dtype=torch.float64) + shift) ** -exponent
-    capped = 0
-    while True:
-        budget = share * ((total - capped * batch) / share[capped:].sum())
-        budget[:capped] = batch
-        over = int((budget > batch).sum())
-        if over == 0:
-            break
-        capped += over
-    whole = budget.floor()
-    short = total - int(whole.sum())
-    order = (budget - whole).argsort(descending=True, stable=True)
-    whole[order[:short]] += 1
-    return [int(tokens) for tokens in whole]
+from sae_sweeps.zipf import zipf_budgets
 
 
 def feature_choice(
@@ -77,6 +53,9 @@ class FeatureChoice(Allocator):
     firing density and keep these ranks, and so their budgets, for good. From scratch
     (`mutual_tokens` 0) ranks follow the latents' order. At inference latent i is active above its
     own threshold, the average of the smallest affinity that it kept per batch.
+
+    "stochastic" draws which budgets are rounded up, anew for each batch and so that each is right
+    on average: a latent whose budget is below 1 still gets its share.
     """
 
     sets_budget: ClassVar[bool] = True
@@ -92,10 +71,14 @@ class FeatureChoice(Allocator):
         shift: float,
         mutual_tokens: int,
         horizon_tokens: int,
+        rounding: Literal["largest_remainder", "stochastic"],
+        seed: int,
     ) -> None:
         super().__init__()
         self.d_sae, self.k, self.exponent, self.shift = d_sae, k, exponent, shift
-        self.mutual_tokens = mutual_tokens
+        self.mutual_tokens, self.rounding, self.seed = mutual_tokens, rounding, seed
+        # No buffer: 0 after each training step, and evaluation counts from there, reloaded or not.
+        self.unobserved = 0
         self.threshold = LearntThreshold(d_sae, horizon_tokens)
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
         self.register_buffer("latent_of_rank", torch.arange(d_sae))
@@ -108,13 +91,22 @@ class FeatureChoice(Allocator):
         if self.tokens_seen < self.mutual_tokens:
             guess = GUESS * self.threshold.value().min()
             return Selection(mutual_choice(affinities, round(self.k * batch), guess))
-        return Selection(feature_choice(affinities, self.budgets(batch)))
+        selection = Selection(feature_choice(affinities, self.budgets(batch)))
+        self.unobserved += 1
+        return selection
 
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
-        """Tokens that each latent may keep of a batch, by latent."""
-        by_rank = zipf_budgets(self.d_sae, batch, self.k, self.exponent, self.shift)
-        ranked = torch.tensor(by_rank, device=self.latent_of_rank.device)
+        """Tokens that each latent may keep of the next batch, by latent."""
+        budgets = zipf_budgets(self.d_sae, batch, self.k, self.exponent, self.shift)
+        stochastic = self.rounding == "stochastic"
+        by_rank = budgets.systematic(self._uniform()) if stochastic else budgets.largest_remainder
+        ranked = by_rank.to(self.latent_of_rank.device)
         return torch.zeros_like(ranked).scatter(0, self.latent_of_rank, ranked)
+
+    def _uniform(self) -> float:
+        """A number in [0, 1) that the seed, the tokens seen and the batches since determine."""
+        entropy = [self.seed, int(self.tokens_seen), self.unobserved]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0]) / 2**32
 
     def observe(self, step: Step, progress: Progress) -> None:
         batch = step.x.shape[0]
@@ -124,6 +116,7 @@ class FeatureChoice(Allocator):
         if self.tokens_seen < self.mutual_tokens <= progress.tokens:
             self._switch()
         self.tokens_seen.fill_(progress.tokens)
+        self.unobserved = 0
 
     def _smallest_kept(self, step: Step) -> Float[Tensor, " d_sae"]:
         kept = kept_affinities(step)
