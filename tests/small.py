@@ -28,6 +28,15 @@ SMALL = [
     "device=cpu",
 ]
 
+PLAIN_L1: dict[str, Any] = {
+    "coef_warmup_tokens": 0,
+    "p": 1.0,
+    "p_start_tokens": 0,
+    "p_end_tokens": 1,
+    "p_steps": 1,
+}
+"""An L1 penalty's further options where neither its coefficient nor its exponent moves."""
+
 
 class Quiet:
     """A display that shows nothing."""

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import PLAIN_L1
 from torch import Tensor
 
 from sae_sweeps.allocator.feature_choice import FeatureChoice
@@ -16,7 +17,7 @@ from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.thresholds import LearntThreshold, TokenAverage
 from sae_sweeps.allocator.token_choice import TokenChoice
-from sae_sweeps.architecture.coefficient import Coefficient
+from sae_sweeps.architecture.coefficient import FIRST, Coefficient
 from sae_sweeps.architecture.gated import Gated
 from sae_sweeps.architecture.jumprelu import JumpReLU
 from sae_sweeps.architecture.relu import ReLU
@@ -39,7 +40,16 @@ Tensors = dict[str, Tensor]
 
 
 def feature() -> Allocator:
-    return FeatureChoice(D_SAE, k=3.0, exponent=1.0, shift=5.0, mutual_tokens=0, horizon_tokens=100)
+    return FeatureChoice(
+        D_SAE,
+        k=3.0,
+        exponent=1.0,
+        shift=5.0,
+        mutual_tokens=0,
+        horizon_tokens=100,
+        rounding="largest_remainder",
+        seed=0,
+    )
 
 
 ALLOCATORS: dict[str, Callable[[], Allocator]] = {
@@ -48,20 +58,24 @@ ALLOCATORS: dict[str, Callable[[], Allocator]] = {
     "mutual": lambda: MutualChoice(D_SAE, k=3.0, horizon_tokens=100),
     "feature": feature,
 }
+FIXED_L1: dict[str, Any] = {
+    **PLAIN_L1,
+    "encoder_scale": 0.6,
+    "l1_coef": L1,
+    "target_l0": TARGET,
+}
 ARCHITECTURES: dict[str, Callable[[Allocator], Architecture]] = {
-    "relu": lambda allocator: ReLU(
-        D_IN, D_SAE, allocator, encoder_scale=0.6, l1_coef=L1, target_l0=TARGET
-    ),
-    "gated": lambda allocator: Gated(
-        D_IN, D_SAE, allocator, encoder_scale=0.6, l1_coef=L1, target_l0=TARGET
-    ),
+    "relu": lambda allocator: ReLU(D_IN, D_SAE, allocator, unit_norm=True, **FIXED_L1),
+    "gated": lambda allocator: Gated(D_IN, D_SAE, allocator, **FIXED_L1),
     "jumprelu": lambda allocator: JumpReLU(
         D_IN,
         D_SAE,
         allocator,
         encoder_scale=0.6,
+        l0_penalty="quadratic",
         l0_coef=L0,
         target_l0=TARGET,
+        coef_warmup_tokens=0,
         bandwidth=WIDTH,
         initial_threshold=0.3,
         threshold_lr_factor=1.0,
@@ -244,15 +258,21 @@ def test_gated_is_jumprelu_with_a_rectifier() -> None:
 # ---------------------------------------------------------------- JumpReLU
 
 
-def one_latent(l0_coef: float, target_l0: float) -> JumpReLU:
+def one_latent(
+    l0_coef: float,
+    target_l0: float,
+    l0_penalty: Literal["quadratic", "linear"] = "quadratic",
+) -> JumpReLU:
     """u = x, theta = 0.5, bandwidth 0.1."""
     sae = JumpReLU(
         1,
         1,
         NoAllocator(1),
         encoder_scale=1.0,
+        l0_penalty=l0_penalty,
         l0_coef=l0_coef,
         target_l0=target_l0,
+        coef_warmup_tokens=0,
         bandwidth=0.1,
         initial_threshold=0.5,
         threshold_lr_factor=1.0,
@@ -292,6 +312,18 @@ def test_golden_gradients_of_the_l0_penalty(u: float, _f: float, slope: int, nea
     assert x.grad is None or x.grad.item() == 0  # the count has no gradient in u
 
 
+@pytest.mark.parametrize(("u", "_f", "slope", "near"), GOLDEN)
+def test_golden_gradients_of_the_linear_penalty(u: float, _f: float, slope: int, near: int) -> None:
+    sae = one_latent(0.7, 0.25, "linear")
+    x = torch.tensor([[u]], dtype=torch.float64, requires_grad=True)
+    penalty = sae.penalty(sae(x, torch.zeros(1, dtype=torch.bool)))
+    penalty.backward()
+    assert penalty.item() == pytest.approx(0.7 * slope)
+    assert sae.log_threshold.grad is not None
+    assert sae.log_threshold.grad.item() == pytest.approx(0.7 * -10.0 * near * 0.5)
+    assert x.grad is None or x.grad.item() == 0
+
+
 def test_gradients_of_a_batch_are_the_means_of_its_tokens() -> None:
     sae = one_latent(0.0, 1.0)
     x = torch.tensor([[u] for u, *_ in GOLDEN], dtype=torch.float64)
@@ -301,23 +333,32 @@ def test_gradients_of_a_batch_are_the_means_of_its_tokens() -> None:
 
 
 def test_jumprelu_coefficient_and_learning_rate() -> None:
-    def sae(coef: float | Literal["auto"], allocator: Allocator) -> JumpReLU:
+    def sae(
+        coef: float | Literal["auto"],
+        allocator: Allocator,
+        kind: Literal["quadratic", "linear"] = "quadratic",
+    ) -> JumpReLU:
         return JumpReLU(
             D_IN,
             D_SAE,
             allocator,
             encoder_scale=1.0,
+            l0_penalty=kind,
             l0_coef=coef,
             target_l0=3.0,
+            coef_warmup_tokens=0,
             bandwidth=0.1,
             initial_threshold=0.1,
             threshold_lr_factor=7.0,
         )
 
-    assert sae("auto", NoAllocator(D_SAE)).l0_coef == 1
-    assert sae("auto", TokenChoice(D_SAE, k=3)).l0_coef == 0
-    assert sae(0.4, NoAllocator(D_SAE)).l0_coef == 0.4
-    assert sae(0.4, TokenChoice(D_SAE, k=3)).l0_coef == 0.4
+    for kind in ("quadratic", "linear"):
+        assert sae("auto", TokenChoice(D_SAE, k=3), kind).l0_coef.value == 0
+        for allocator in (NoAllocator(D_SAE), TokenChoice(D_SAE, k=3)):
+            assert sae(0.4, allocator, kind).l0_coef.value == pytest.approx(0.4)
+    quadratic, linear = (sae("auto", NoAllocator(D_SAE), k) for k in ("quadratic", "linear"))
+    assert quadratic.l0_coef.value == 1 and not quadratic.l0_coef.steered
+    assert linear.l0_coef.value > 0 and linear.l0_coef.steered
     assert sae(0.4, NoAllocator(D_SAE)).lr_factors() == {"log_threshold": 7.0}
     torch.testing.assert_close(
         sae(0.4, NoAllocator(D_SAE)).log_threshold.exp(), torch.full((D_SAE,), 0.1)
@@ -557,14 +598,14 @@ def steer(
 @pytest.mark.parametrize("target", [4.0, 20.0])
 @pytest.mark.parametrize("lag", [0.03, 0.1])
 def test_a_steered_coefficient_meets_its_target(target: float, lag: float) -> None:
-    coefficient = Coefficient("auto", target, budgeted=False)
+    coefficient = Coefficient("auto", target, budgeted=False, warmup_tokens=0)
     seen = steer(coefficient, 500, 3e-3, lag)
     assert seen[-1] == pytest.approx(target, rel=0.03)
     assert max(seen[300:]) < 1.2 * target and min(seen[300:]) > target / 1.2
 
 
 def test_a_steered_coefficient_is_fixed_for_the_last_fifth() -> None:
-    coefficient = Coefficient("auto", 10.0, budgeted=False)
+    coefficient = Coefficient("auto", 10.0, budgeted=False, warmup_tokens=0)
     values: list[float] = []
     for index in range(100):
         coefficient.observe(step_with(30.0), Progress((index + 1) * 64, 100 * 64, 1e-3))
@@ -577,10 +618,10 @@ def test_a_steered_coefficient_is_fixed_for_the_last_fifth() -> None:
 
 def test_other_coefficients_never_move() -> None:
     for coefficient, value in (
-        (Coefficient(0.25, 10.0, budgeted=False), 0.25),
-        (Coefficient(0.25, 10.0, budgeted=True), 0.25),
-        (Coefficient(0.0, 10.0, budgeted=False), 0.0),
-        (Coefficient("auto", 10.0, budgeted=True), 0.0),
+        (Coefficient(0.25, 10.0, budgeted=False, warmup_tokens=0), 0.25),
+        (Coefficient(0.25, 10.0, budgeted=True, warmup_tokens=0), 0.25),
+        (Coefficient(0.0, 10.0, budgeted=False, warmup_tokens=0), 0.0),
+        (Coefficient("auto", 10.0, budgeted=True, warmup_tokens=0), 0.0),
     ):
         coefficient.observe(step_with(50.0), Progress(64, 6400, 1e-3))
         assert coefficient.value.item() == pytest.approx(value)
@@ -590,17 +631,18 @@ def test_other_coefficients_never_move() -> None:
 def test_an_automatic_coefficient_is_0_where_an_allocator_sets_the_budget(
     architecture: str,
 ) -> None:
-    kind = {"relu": ReLU, "gated": Gated}[architecture]
-    sae = kind(D_IN, D_SAE, Never(), encoder_scale=1.0, l1_coef="auto", target_l0=3.0)
-    assert sae.l1_coef.value == 0
-    sae = kind(D_IN, D_SAE, NoAllocator(D_SAE), encoder_scale=1.0, l1_coef="auto", target_l0=3.0)
-    assert sae.l1_coef.value > 0
+    options = FIXED_L1 | ({"unit_norm": True} if architecture == "relu" else {})
+    kind: Any = {"relu": ReLU, "gated": Gated}[architecture]
+    sae = kind(D_IN, D_SAE, Never(), **options | {"l1_coef": "auto"})
+    assert sae.sparsity.coefficient.value == 0
+    sae = kind(D_IN, D_SAE, NoAllocator(D_SAE), **options | {"l1_coef": "auto"})
+    assert sae.sparsity.coefficient.value > 0
 
 
 def test_a_steered_coefficient_goes_on_from_its_state() -> None:
-    one = Coefficient("auto", 10.0, budgeted=False)
+    one = Coefficient("auto", 10.0, budgeted=False, warmup_tokens=0)
     steer(one, 20, 3e-3, 0.05)
-    other = Coefficient("auto", 10.0, budgeted=False)
+    other = Coefficient("auto", 10.0, budgeted=False, warmup_tokens=0)
     other.load_state_dict(one.state_dict())
     for coefficient in (one, other):
         coefficient.observe(step_with(17.0), Progress(64, 6400, 1e-3))
@@ -609,10 +651,6 @@ def test_a_steered_coefficient_goes_on_from_its_state() -> None:
 
 def test_extreme_l0_moves_a_coefficient_by_a_bounded_step() -> None:
     for l0 in (0.0, 100.0):
-        coefficient = Coefficient("auto", 10.0, budgeted=False)
+        coefficient = Coefficient("auto", 10.0, budgeted=False, warmup_tokens=0)
         coefficient.observe(step_with(l0), Progress(64, 6400, 3e-3))
-        assert (
-            0.5
-            < coefficient.value.item() / Coefficient("auto", 10.0, budgeted=False).value.item()
-            < 2
-        )
+        assert 0.5 < coefficient.value.item() / FIRST < 2

@@ -51,9 +51,13 @@ POINTS: list[dict[str, str]] = [
     {"method": "feature_choice"},
     {"architecture": "gated", "allocator": "mutual_choice", **NO_AUX},
     {"architecture": "jumprelu", "allocator": "feature_choice", **NO_AUX},
+    {"architecture": "matryoshka", "allocator": "mutual_choice", **NO_AUX},
+    {"architecture": "relu_april", "allocator": "none", **NO_AUX},
+    {"architecture": "relu_april", "allocator": "token_choice", **NO_AUX},
+    {"architecture": "relu_april", "allocator": "mutual_choice", **NO_AUX},
     {"architecture": "gated", "allocator": "token_choice", **NO_AUX},
 ]
-"""The published methods, two crossings, and one that SAELens cannot express."""
+"""The published methods, crossings, rows of any norm, and one that SAELens cannot express."""
 
 NAMES = {
     "relu": "standard",
@@ -64,6 +68,10 @@ NAMES = {
     "feature_choice + aux_k": "jumprelu",
     "gated × mutual_choice": "gated",
     "jumprelu × feature_choice": "jumprelu",
+    "matryoshka × mutual_choice": "jumprelu",
+    "relu_april": "standard",
+    "relu_april × token_choice": "topk",
+    "relu_april × mutual_choice": "jumprelu",
 }
 """SAELens' architecture for each run's label."""
 
@@ -152,6 +160,11 @@ def ours(run: Trained, x: Tensor) -> tuple[Architecture, Step]:
     return sae, sae(x, torch.zeros(sae.W_dec.shape[0], dtype=torch.bool))
 
 
+def norms(sae: Architecture) -> Tensor:
+    """The decoder rows' norms, which SAELens finds in the encoder."""
+    return sae.W_dec.detach().norm(dim=1)
+
+
 @torch.no_grad()
 def margins(sae: Architecture, step: Step) -> Tensor:
     """How far each entry is from being decided otherwise, as a share of the largest affinity.
@@ -159,7 +172,7 @@ def margins(sae: Architecture, step: Step) -> Tensor:
     A threshold is the allocator's, JumpReLU's own, or 0; for token choice it lies half-way between
     the k-th and the next affinity of the token, so that ties have margin 0.
     """
-    rule, affinities = sae.allocator.inference(), step.pre_acts
+    rule, affinities = sae.allocator.inference(), step.pre_acts * norms(sae)
     assert rule is not None
     threshold = torch.zeros(affinities.shape[1])
     if rule.threshold is not None:
@@ -205,7 +218,7 @@ def test_codes_and_reconstructions_are_the_same(
     """
     run = trained[label]
     sae, step = ours(run, x)
-    codes, their_codes = step.acts.dense(), run.theirs["codes"]
+    codes, their_codes = step.acts.dense() * norms(sae), run.theirs["codes"]
     assert codes.shape == their_codes.shape
     different = (codes > 0) != (their_codes > 0)
     edge = margins(sae, step) < EDGE

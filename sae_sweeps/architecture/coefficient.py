@@ -31,26 +31,44 @@ class Coefficient(nn.Module):
     A number is kept. "auto" is 0 where an allocator sets the budget, else steered: each step moves
     log lambda by GAIN * lr * (log(L0 / target) + DAMPING * change of log L0); the second term damps
     the oscillation that the optimiser's lag would cause. Frozen for the last fifth of training.
+    Over the first `warmup_tokens` lambda rises linearly from 0, and is not steered.
     """
 
     log_value: Tensor
     log_l0: Tensor
+    risen: Tensor
 
-    def __init__(self, coef: float | Literal["auto"], target_l0: float, budgeted: bool) -> None:
+    def __init__(
+        self,
+        coef: float | Literal["auto"],
+        target_l0: float,
+        budgeted: bool,
+        warmup_tokens: int,
+    ) -> None:
         super().__init__()
+        self.warmup_tokens = warmup_tokens
         self.steered = coef == "auto" and not budgeted
         self.target_l0 = target_l0
         first = FIRST if self.steered else (0.0 if coef == "auto" else coef)
         self.register_buffer("log_value", torch.tensor(first, dtype=torch.float32).log())
         self.register_buffer("log_l0", torch.tensor(math.inf, dtype=torch.float32))
+        self.register_buffer("risen", torch.tensor(float(warmup_tokens == 0)))
 
     @property
     def value(self) -> Tensor:
         """The coefficient, a scalar."""
-        return self.log_value.exp()
+        return self.log_value.exp() * self.risen
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply the coefficient."""
+        self.log_value += factor.log()
 
     def observe(self, step: Step, progress: Progress) -> None:
-        """Steer by the L0 of the last batch."""
+        """Steer by the L0 of the last batch, or go on rising."""
+        if progress.tokens <= self.warmup_tokens:
+            self.risen.fill_(progress.tokens / self.warmup_tokens)
+            return
+        self.risen.fill_(1.0)
         if not self.steered or progress.tokens > FREEZE_AT * progress.tokens_total:
             return
         log_l0 = step.acts.l0().clamp(min=0.1).log()

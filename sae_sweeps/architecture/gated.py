@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
-from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.architecture.penalty import SparsityPenalty
+from sae_sweeps.interfaces import (
+    Allocator,
+    Architecture,
+    Progress,
+    SAELensWeights,
+    SparseActs,
+    Step,
+)
 from sae_sweeps.sparse import decode
 
 
@@ -17,7 +25,7 @@ class Gated(Architecture):
     """acts = 1[gate > 0] * S * relu(magnitude), both linear in x - b_dec and tied by exp(r_mag).
 
     gate = (x - b_dec) W_enc + b_gate; magnitude = exp(r_mag) * (gate - b_gate) + b_mag.
-    The penalty is l1_coef * sum(relu(gate)) plus the auxiliary reconstruction from relu(gate)
+    The penalty is l1_coef * sum(relu(gate)^p) plus the auxiliary reconstruction from relu(gate)
     through the detached decoder, whose `b_dec` is detached as well; no gradient passes the
     indicator. With an allocator S ranks the gate (our definition, unpublished).
     """
@@ -31,6 +39,11 @@ class Gated(Architecture):
         encoder_scale: float,
         l1_coef: float | Literal["auto"],
         target_l0: float,
+        coef_warmup_tokens: int,
+        p: float,
+        p_start_tokens: int,
+        p_end_tokens: int,
+        p_steps: int,
     ) -> None:
         super().__init__()
         weights.create(self, d_in, d_sae)
@@ -39,7 +52,9 @@ class Gated(Architecture):
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
         self.allocator = allocator
         self.encoder_scale = encoder_scale
-        self.l1_coef = Coefficient(l1_coef, target_l0, allocator.sets_budget)
+        budgeted = allocator.sets_budget
+        coefficient = Coefficient(l1_coef, target_l0, budgeted, coef_warmup_tokens)
+        self.sparsity = SparsityPenalty(coefficient, p, p_start_tokens, p_end_tokens, p_steps)
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)
@@ -56,18 +71,21 @@ class Gated(Architecture):
         return Step(x, gate, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        gate_acts = step.selection.of(step.pre_acts).relu()
+        gate_acts = self._gate_acts(step)
         aux_recon = decode(gate_acts, self.W_dec.detach()) + self.b_dec.detach()
         aux = (step.x - aux_recon).pow(2).sum()
-        return (self.l1_coef.value * gate_acts.values.sum() + aux) / step.x.shape[0]
+        return (self.sparsity(gate_acts.values) + aux) / step.x.shape[0]
 
     @torch.no_grad()
     def observe(self, step: Step, progress: Progress) -> None:
         self.allocator.observe(step, progress)
-        self.l1_coef.observe(step, progress)
+        self.sparsity.observe(lambda: self._gate_acts(step).values, step, progress)
+
+    def _gate_acts(self, step: Step) -> SparseActs:
+        return step.selection.of(step.pre_acts).relu()
 
     def diagnostics(self) -> dict[str, float]:
-        return {"train/l1_coef": self.l1_coef.value.item()}
+        return self.sparsity.diagnostics()
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_sweeps.architecture import weights
+from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
 from sae_sweeps.sparse import decode
 
@@ -54,11 +55,12 @@ class L0(torch.autograd.Function):
 class JumpReLU(Architecture):
     """acts = S * u * 1[u > theta], u = (x - b_dec) W_enc + b_enc, theta = exp(log_threshold).
 
-    The penalty is l0_coef * (L0 / target_l0 - 1)^2, whose straight-through gradient reaches theta
-    from every pre-activation within half a bandwidth, below the threshold too. "auto" is 1, or 0
-    where an allocator sets the budget; the allocator then ranks u * 1[u > theta]. Adam moves
-    log_threshold by at most lr a step, too little to reach theta in a short run: hence
-    `threshold_lr_factor`.
+    The penalty is l0_coef * (L0 / target_l0 - 1)^2 ("quadratic") or l0_coef * L0 ("linear", the
+    paper's). Its straight-through gradient reaches theta from every pre-activation within half a
+    bandwidth, below the threshold too. An "auto" coefficient is 1 where quadratic, steered so that
+    L0 meets the target where linear, and 0 where an allocator sets the budget; the allocator then
+    ranks u * 1[u > theta]. Adam moves log_threshold by at most lr a step, too little to reach theta
+    in a short run: hence `threshold_lr_factor`.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class JumpReLU(Architecture):
         allocator: Allocator,
         *,
         encoder_scale: float,
+        l0_penalty: Literal["quadratic", "linear"],
         l0_coef: float | Literal["auto"],
         target_l0: float,
+        coef_warmup_tokens: int,
         bandwidth: float,
         initial_threshold: float,
         threshold_lr_factor: float,
@@ -81,7 +85,10 @@ class JumpReLU(Architecture):
         self.allocator = allocator
         self.encoder_scale, self.bandwidth, self.target_l0 = encoder_scale, bandwidth, target_l0
         self.threshold_lr_factor = threshold_lr_factor
-        self.l0_coef = float(not allocator.sets_budget) if l0_coef == "auto" else l0_coef
+        budgeted, self.quadratic = allocator.sets_budget, l0_penalty == "quadratic"
+        self.penalised = l0_coef != 0 and not (l0_coef == "auto" and budgeted)
+        coef = 1.0 if l0_coef == "auto" and self.quadratic and self.penalised else l0_coef
+        self.l0_coef = Coefficient(coef, target_l0, budgeted, coef_warmup_tokens)
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)
@@ -101,20 +108,23 @@ class JumpReLU(Architecture):
         return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        if self.l0_coef == 0:
+        if not self.penalised:
             return step.x.new_zeros(())
         l0 = L0.apply(step.pre_acts, self.log_threshold.exp(), self.bandwidth)
-        return self.l0_coef * (l0 / self.target_l0 - 1) ** 2
+        cost = (l0 / self.target_l0 - 1) ** 2 if self.quadratic else l0
+        return self.l0_coef.value * cost
 
     @torch.no_grad()
     def observe(self, step: Step, progress: Progress) -> None:
         self.allocator.observe(step, progress)
+        self.l0_coef.observe(step, progress)
 
     def lr_factors(self) -> dict[str, float]:
         return {"log_threshold": self.threshold_lr_factor}
 
     def diagnostics(self) -> dict[str, float]:
-        return {"train/threshold_mean": self.log_threshold.exp().mean().item()}
+        threshold = self.log_threshold.exp().mean().item()
+        return {"train/threshold_mean": threshold, "train/l0_coef": self.l0_coef.value.item()}
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -1,6 +1,6 @@
 """ReLU with an L1 penalty (arXiv 2309.08600), and the carrier of every allocator."""
 
-from typing import Literal, final
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,15 +8,25 @@ from torch import Tensor, nn
 
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
-from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.architecture.penalty import SparsityPenalty
+from sae_sweeps.interfaces import (
+    Allocator,
+    Architecture,
+    Progress,
+    SAELensWeights,
+    SparseActs,
+    Step,
+)
 from sae_sweeps.sparse import decode
 
 
-@final
 class ReLU(Architecture):
     """acts = S * relu((x - b_dec) W_enc + b_enc), recon = acts W_dec + b_dec.
 
-    S is the allocator's selection. The penalty is l1_coef * mean over tokens of sum(acts).
+    S is the allocator's selection. The penalty is l1_coef * mean over tokens of sum(acts^p). Where
+    the decoder's rows may have any norm, activations count times their row's in the penalty, for
+    the allocator and in SAELens' layout, so that moving a factor between the two changes nothing
+    (Anthropic's update of April 2024).
     """
 
     def __init__(
@@ -28,20 +38,28 @@ class ReLU(Architecture):
         encoder_scale: float,
         l1_coef: float | Literal["auto"],
         target_l0: float,
+        coef_warmup_tokens: int,
+        p: float,
+        p_start_tokens: int,
+        p_end_tokens: int,
+        p_steps: int,
+        unit_norm: bool,
     ) -> None:
         super().__init__()
         weights.create(self, d_in, d_sae)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.allocator = allocator
-        self.encoder_scale = encoder_scale
-        self.l1_coef = Coefficient(l1_coef, target_l0, allocator.sets_budget)
+        self.encoder_scale, self.unit_norm = encoder_scale, unit_norm
+        budgeted = allocator.sets_budget
+        coefficient = Coefficient(l1_coef, target_l0, budgeted, coef_warmup_tokens)
+        self.sparsity = SparsityPenalty(coefficient, p, p_start_tokens, p_end_tokens, p_steps)
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
-        affinities = pre_acts.detach()
+        affinities = (pre_acts if self.unit_norm else pre_acts * self._norms()).detach()
         selection = self.allocator(affinities).among(lambda: affinities > 0)
         acts = selection.of(pre_acts).relu()
         recon = decode(acts, self.W_dec) + self.b_dec
@@ -49,15 +67,26 @@ class ReLU(Architecture):
         return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        return self.l1_coef.value * step.acts.values.sum() / step.x.shape[0]
+        return self.sparsity(self._weighted(step.acts)) / step.x.shape[0]
+
+    def _weighted(self, acts: SparseActs) -> Tensor:
+        """The activations' values times the norms of their rows."""
+        if self.unit_norm:
+            return acts.values
+        norms = self._norms()
+        return acts.values * (norms if acts.flat is None else norms.index_select(0, acts.latents))
+
+    def _norms(self) -> Float[Tensor, " d_sae"]:
+        """The decoder rows' norms, never 0."""
+        return torch.linalg.vector_norm(self.W_dec, dim=1).clamp(min=1e-12)
 
     @torch.no_grad()
     def observe(self, step: Step, progress: Progress) -> None:
         self.allocator.observe(step, progress)
-        self.l1_coef.observe(step, progress)
+        self.sparsity.observe(lambda: self._weighted(step.acts), step, progress)
 
     def diagnostics(self) -> dict[str, float]:
-        return {"train/l1_coef": self.l1_coef.value.item()}
+        return self.sparsity.diagnostics()
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -72,6 +101,10 @@ class ReLU(Architecture):
         tensors = {
             name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
         }
+        if not self.unit_norm:  # SAELens ranks and compares pre-activations as they are
+            norms = self._norms().detach()
+            tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * norms, tensors["b_enc"] * norms
+            tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
         if rule.k is not None:
             cfg = {"k": rule.k, "rescale_acts_by_decoder_norm": False}
             return SAELensWeights("topk", tensors, cfg)

@@ -1,0 +1,78 @@
+"""Matryoshka: the first latents reconstruct the input without the later ones (arXiv 2503.17547)."""
+
+from itertools import accumulate, pairwise
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_sweeps.architecture.relu import ReLU
+from sae_sweeps.interfaces import Allocator, SparseActs, Step
+from sae_sweeps.sparse import decode
+
+
+def group_ends(fractions: list[float], d_sae: int) -> list[int]:
+    """Where each group of latents ends: cumulative fractions, rounded, at least one latent each."""
+    rounded = [round(share * d_sae) for share in accumulate(fractions)]
+    ends = accumulate(rounded[:-1], lambda end, after: max(after, end + 1), initial=0)
+    left = range(len(fractions) - 1, 0, -1)  # groups that follow
+    return [min(end, d_sae - n) for end, n in zip(list(ends)[1:], left, strict=True)] + [d_sae]
+
+
+def prefix_recons(
+    acts: SparseActs, W_dec: Float[Tensor, "d_sae d_in"], ends: list[int]
+) -> Float[Tensor, "batch groups d_in"]:
+    """acts[:, :end] @ W_dec[:end] for each end, in the work of one such product."""
+    batch, d_sae = acts.shape
+    if acts.flat is None:
+        parts = [acts.values[:, a:b] @ W_dec[a:b] for a, b in pairwise([0, *ends])]
+        return torch.stack(parts, dim=1).cumsum(1)
+    # Triples are ordered by token and latent, so also by token and group: a row for each of these.
+    tokens, latents = acts.tokens, acts.latents
+    groups = torch.searchsorted(torch.tensor(ends, device=latents.device), latents, right=True)
+    rows = tokens * len(ends) + groups
+    by_group = SparseActs((batch * len(ends), d_sae), rows * d_sae + latents, acts.values)
+    return decode(by_group, W_dec).view(batch, len(ends), -1).cumsum(1)
+
+
+@final
+class Matryoshka(ReLU):
+    """ReLU whose latents are nested: each prefix of groups reconstructs alone.
+
+    The loss is the paper's sum over prefixes m of ||x - (acts[:, :m] W_dec[:m] + b_dec)||^2, each
+    as the reconstruction loss: that one is the last prefix, the others are added to the L1 penalty.
+    The gradient is larger by about their number, which Adam does not mind.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        allocator: Allocator,
+        *,
+        encoder_scale: float,
+        l1_coef: float | Literal["auto"],
+        target_l0: float,
+        fractions: list[float],
+    ) -> None:
+        super().__init__(
+            d_in,
+            d_sae,
+            allocator,
+            encoder_scale=encoder_scale,
+            l1_coef=l1_coef,
+            target_l0=target_l0,
+            coef_warmup_tokens=0,
+            p=1.0,
+            p_start_tokens=0,
+            p_end_tokens=0,
+            p_steps=1,
+            unit_norm=True,
+        )
+        self.ends = group_ends(fractions, d_sae)
+
+    def penalty(self, step: Step) -> Float[Tensor, ""]:
+        prefixes = prefix_recons(step.acts, self.W_dec, self.ends)[:, :-1]
+        errors = (step.x - self.b_dec)[:, None] - prefixes
+        return super().penalty(step) + errors.pow(2).sum() / len(step.x)
