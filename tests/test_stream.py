@@ -1,10 +1,12 @@
 """The stream: chunks as a pure function of their index, epochs, held-out tokens, scale."""
 
 import gc
+import json
 import weakref
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
-from small import small_run, train
+from safetensors.torch import load_file
+from small import Quiet, small_run, train
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -25,10 +28,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sae_sweeps import options
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
-from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.run import ConfigError
+from sae_sweeps.interfaces import Architecture, Data, Splice, SplicedLosses, Split, TargetModel
+from sae_sweeps.run import ConfigError, Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.target_model.transformer_lens import TransformerLens
+from sae_sweeps.tracking.off import Off
+from sae_sweeps.training.member import new_sae
+from sae_sweeps.training.remeasure import remeasure_pack
+from sae_sweeps.training.trainer import Trainer
 
 Token = tuple[int, ...]
 """Split, row and position: what an activation of `Coded` says of its origin."""
@@ -77,9 +84,9 @@ class Given(Coded):
 def stream(target: TargetModel | None = None, **changed: int) -> Stream:
     """A stream of small batches, over 350 coded tokens unless told otherwise."""
     given = {"batch_tokens": 10, "chunk_tokens": 70, "seed": 0, "calibration_tokens": 64}
-    values = given | {"repeat": 0} | changed
-    repeat = bool(values.pop("repeat"))
-    return Stream(target or Coded(), options.Stream(**values, repeat=repeat, centre=False))
+    values = given | {"repeat": 0, "centre": 0} | changed
+    repeat, centre = bool(values.pop("repeat")), bool(values.pop("centre"))
+    return Stream(target or Coded(), options.Stream(**values, repeat=repeat, centre=centre))
 
 
 def origins(acts: Tensor, scale: float) -> list[Token]:
@@ -279,6 +286,176 @@ def test_scale_and_centre_come_from_the_first_tokens() -> None:
 def test_activations_without_a_scale_are_refused(row: list[float]) -> None:
     with pytest.raises(ConfigError, match="all zero, or not all finite"):
         stream(Given(row))
+
+
+# --- Centring ------------------------------------------------------------------------------
+
+METHODS = ("relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice")
+CENTRED = ["stream.centre=true", "stream.batch_tokens=1024"]
+
+
+def test_centring_takes_the_mean_off_and_scales_what_is_left() -> None:
+    made, raw = stream(calibration_tokens=350, centre=1), stream(calibration_tokens=350)
+    epoch = torch.cat([made.chunk(i) for i in range(5)])
+    given = torch.cat([raw.chunk(i) for i in range(5)]).double() / raw.scale
+    assert torch.allclose(epoch.mean(0), torch.zeros(3), atol=1e-6)
+    assert epoch.pow(2).sum(1).mean().item() == pytest.approx(1, rel=1e-6)
+    spread = (given - given.mean(0)).pow(2).sum(1).mean().sqrt()
+    assert torch.allclose(epoch.double(), (given - given.mean(0)) / spread, atol=1e-5)
+    assert torch.allclose(made.mean, torch.zeros(3), atol=1e-6)  # where b_dec starts
+    assert torch.allclose(made.unscaled(epoch).double(), given, atol=1e-4)
+    assert torch.allclose(made.scaled(made.unscaled(epoch)), epoch, atol=1e-6)
+
+
+def test_the_centre_is_the_calibration_tokens_mean_for_every_split() -> None:
+    made, raw = stream(calibration_tokens=70, centre=1), stream(calibration_tokens=70)
+    mean = (raw.chunk(0) / raw.scale).mean(0)
+    assert torch.allclose(made.offset, mean, atol=1e-5)
+    assert torch.allclose(made.unscaled(made.held_out(140)), raw.unscaled(raw.held_out(140)))
+
+
+@pytest.mark.parametrize("row", [[3.0, 1.0, 2.0], [0.5, 0.0, 0.25]])
+def test_activations_that_are_all_the_same_have_no_scale_around_their_mean(
+    row: list[float],
+) -> None:
+    assert stream(Given(row)).scale > 0
+    with pytest.raises(ConfigError, match="all zero, or not all finite"):
+        stream(Given(row), centre=1)
+
+
+@dataclass
+class Folded:
+    """A centred run, and its SAE's figures before it was saved."""
+
+    run: Run
+    first_b_dec: Tensor
+    stream: Stream
+    b_dec: Tensor
+    recon: Tensor
+    """of the scaled held-out tokens"""
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folded]:
+    """A run of each method."""
+    unscale, initialise = Stream.unscale, Trainer.__init__
+    first, last = list[Tensor](), list[tuple[Stream, Tensor, Tensor]]()
+
+    def begin(self: Trainer, sae: Architecture, *others: Any) -> None:
+        first.append(sae.b_dec.detach().clone())
+        initialise(self, sae, *others)
+
+    def end(self: Stream, sae: Architecture) -> None:
+        last.append((self, sae.b_dec.detach().clone(), recon_of(sae, self.held_out(1024))))
+        unscale(self, sae)
+
+    made: dict[str, Folded] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "__init__", begin)
+        patch.setattr(Stream, "unscale", end)
+        for method in METHODS:
+            run = small_run(tmp_path_factory.mktemp(method), f"method={method}", *CENTRED)
+            assert isinstance(train(run)[0], dict)
+            made[method] = Folded(run, first[-1], *last[-1])
+    return made
+
+
+@torch.no_grad()
+def recon_of(sae: Architecture, x: Tensor) -> Tensor:
+    """Batch-free reconstructions."""
+    return sae.eval()(x, torch.zeros(len(sae.W_dec), dtype=torch.bool)).recon
+
+
+def saved(run: Run) -> Architecture:
+    """The SAE that a finished run left, in the activations' own units."""
+    sae = new_sae(run.config, 128)
+    sae.load_state_dict(load_file(run.folder / "checkpoint" / "weights.safetensors"))
+    return sae
+
+
+def nearly(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding, by the largest value."""
+    return (one - other).abs().max().item() < 1e-5 * other.abs().max().item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_weights_take_raw_activations(folded: dict[str, Folded], method: str) -> None:
+    made = folded[method]
+    assert made.stream.offset.norm() * made.stream.scale > 0.1
+    assert made.first_b_dec.abs().max() < 1e-5
+    x = made.stream.held_out(1024)
+    raw = x / made.stream.scale + made.stream.offset
+    recon = recon_of(saved(made.run), raw)
+    assert agreeing(recon, made.recon / made.stream.scale + made.stream.offset) > 0.995
+    b_dec = made.b_dec / made.stream.scale + made.stream.offset
+    assert nearly(saved(made.run).b_dec, b_dec) and made.b_dec.abs().max() > 1e-3
+
+
+def agreeing(one: Tensor, other: Tensor) -> float:
+    """Share of tokens with the same reconstruction; rounding may move an entry over a threshold."""
+    return ((one - other).abs().amax(1) < 1e-4 * other.abs().max()).double().mean().item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_folding_there_and_back_changes_nothing(folded: dict[str, Folded], method: str) -> None:
+    made, sae = folded[method], saved(folded[method].run)
+    made.stream.rescale(sae)
+    assert nearly(sae.b_dec, made.b_dec)
+    assert agreeing(recon_of(sae, made.stream.held_out(1024)), made.recon) > 0.995
+    made.stream.unscale(sae)
+    for name, tensor in saved(made.run).state_dict().items():
+        ours = sae.state_dict()[name]
+        assert torch.allclose(ours, tensor, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("method", ["relu", "topk", "mutual_choice"])
+def test_the_saelens_folder_takes_raw_activations(folded: dict[str, Folded], method: str) -> None:
+    """By the formula of SAELens' layout: the mean has gone into b_dec, and nothing else is told."""
+    made = folded[method]
+    w = load_file(made.run.folder / "sae" / "sae_weights.safetensors")
+    cfg = json.loads((made.run.folder / "sae" / "cfg.json").read_text())
+    assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"]
+    x = made.stream.held_out(1024) / made.stream.scale + made.stream.offset
+    acts = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu()
+    if cfg["architecture"] == "topk":
+        acts = acts * (acts >= acts.topk(cfg["k"], dim=1).values[:, -1:])
+    acts = acts * (acts > w.get("threshold", torch.tensor(0.0)))
+    recon = acts @ w["W_dec"] + w["b_dec"]
+    assert agreeing(recon, made.recon / made.stream.scale + made.stream.offset) > 0.995
+
+
+def test_a_centred_run_can_be_measured_anew(tmp_path: Path) -> None:
+    words = ["method=relu", *CENTRED]
+    train(small_run(tmp_path, *words))
+    again = small_run(tmp_path, *words, "evaluation.tokens=2048")
+    [result] = remeasure_pack([again], Off(), Quiet())
+    [fresh] = train(small_run(tmp_path / "fresh", *words, "evaluation.tokens=2048"))
+    assert isinstance(result, dict) and isinstance(fresh, dict)
+    for key, value in fresh["metrics"].items():
+        assert result["metrics"][key] == pytest.approx(value, rel=1e-3), key
+
+
+@pytest.mark.parametrize("method", ["topk", "relu"])
+def test_centring_helps_where_the_mean_is_large(method: str, tmp_path: Path) -> None:
+    """Activations whose mean is 30 times as long as their spread (arXiv 2605.31518)."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(96, 32)) / 32**0.5
+    codes = generator.exponential(size=(20000, 96)) * (generator.random((20000, 96)) < 0.04)
+    acts = codes @ features
+    acts += 30 * acts.std(0).mean() * 32**0.5 * features[0] / np.linalg.norm(features[0])
+    np.save(tmp_path / "acts.npy", acts.astype("float32"))
+    words = [
+        f"method={method}",
+        "target_model=activations",
+        f"target_model.path={tmp_path}/acts.npy",
+    ]
+    words += ["training.tokens=16384", "d_sae=128", "evaluation.ce_tokens=0"]
+    outcomes = train(small_run(tmp_path, *words)) + train(
+        small_run(tmp_path, *words, "stream.centre=true")
+    )
+    apart, centred = (o["metrics"] for o in outcomes if isinstance(o, dict))
+    assert centred["fvu"] < 0.5 * apart["fvu"]
+    assert centred["dead_frac"] < 0.3 * apart["dead_frac"]
 
 
 # --- Real rows -----------------------------------------------------------------------------

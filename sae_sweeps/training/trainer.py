@@ -32,6 +32,7 @@ class Trainer:
             groups, lr=given.lr, betas=(given.beta1, given.beta2), fused=True
         )
         self.tokens = 0
+        self.replaced = 0
         self.tokens_since_fired = torch.zeros(
             sae.W_dec.shape[0], dtype=torch.int64, device=sae.W_dec.device
         )
@@ -55,10 +56,13 @@ class Trainer:
         self._observe(step, lr)
         if not wanted:
             return {}
-        return figures(step, loss, grad_norm, lr, self.dead) | {
+        found = figures(step, loss, grad_norm, lr, self.dead) | {
             "train/penalty": penalty.detach(),
             "train/aux_loss": aux_loss.detach(),
         }
+        if self.replaced:
+            found["features/resampled"] = torch.tensor(self.replaced)
+        return found
 
     @torch.no_grad()
     def _observe(self, step: Step, lr: float) -> None:
@@ -69,6 +73,7 @@ class Trainer:
         replaced = self.resampling(self.sae, step, progress)
         if replaced is not None:
             self.tokens_since_fired[replaced] = 0
+            self.replaced += len(replaced)
             self._forget(replaced)
 
     def count(self, step: Step, batch: int) -> None:
@@ -79,11 +84,13 @@ class Trainer:
 
     def _forget(self, latents: Int[Tensor, " n"]) -> None:
         """Set the optimiser's moments of these latents' parameters to 0."""
+        W_enc, W_dec, b_dec = self.sae.W_enc, self.sae.W_dec, self.sae.b_dec
         for parameter in self.sae.parameters():
             for moment in self.optimizer.state[parameter].values():
-                if moment.shape == self.sae.W_enc.shape:
+                # By identity first: shapes do not tell them apart where d_sae is d_in.
+                if parameter is W_enc and moment.ndim:
                     moment[:, latents] = 0
-                elif moment.ndim and moment.shape[0] == len(self.sae.W_dec):
+                elif parameter is not b_dec and moment.ndim and len(moment) == len(W_dec):
                     moment[latents] = 0
 
 
