@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+METRICS_VERSION = 2
+"""Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
+
 
 class ConfigError(ValueError):
     """A user's mistake; its message is one line."""
 
 
+LINE_LENGTH = 380
+"""What a message is cut to, in characters: a value typed may be as long as a book."""
+
+
 def one_line(text: object) -> str:
-    """Fold white space, so that a message stays on one line."""
-    return " ".join(str(text).split())
+    """Fold white space and leave out the middle of what is too long, so that it is one line."""
+    line = " ".join(str(text).split())
+    if len(line) <= LINE_LENGTH:
+        return line
+    return f"{line[: 2 * LINE_LENGTH // 3]} ... {line[-LINE_LENGTH // 3 :]}"
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

@@ -3,15 +3,17 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import pytest
 import torch
+from small import PLAIN_L1, small_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sae_sweeps import options
+from sae_sweeps import options, sweep
 from sae_sweeps.allocator.feature_choice import FeatureChoice
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
@@ -21,6 +23,7 @@ from sae_sweeps.architecture.jumprelu import JumpReLU
 from sae_sweeps.architecture.relu import ReLU
 from sae_sweeps.aux_loss.aux_k import AuxK
 from sae_sweeps.aux_loss.none import NoAux
+from sae_sweeps.files import write_json
 from sae_sweeps.interfaces import (
     Allocator,
     Architecture,
@@ -34,6 +37,7 @@ from sae_sweeps.interfaces import (
     TargetModel,
 )
 from sae_sweeps.resampling.none import NoResampling
+from sae_sweeps.run import METRICS_VERSION
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training.evaluation import as_result, evaluate, measure
 from sae_sweeps.training.trainer import Trainer, learning_rate
@@ -59,7 +63,16 @@ def training(**changed: Any) -> options.Training:
 
 
 def relu(allocator: Allocator, l1_coef: float | Literal["auto"] = "auto") -> Architecture:
-    return ReLU(D_IN, D_SAE, allocator, encoder_scale=0.6, l1_coef=l1_coef, target_l0=3.0)
+    return ReLU(
+        D_IN,
+        D_SAE,
+        allocator,
+        encoder_scale=0.6,
+        l1_coef=l1_coef,
+        target_l0=3.0,
+        unit_norm=True,
+        **PLAIN_L1,
+    )
 
 
 def jumprelu(allocator: Allocator) -> Architecture:
@@ -68,8 +81,10 @@ def jumprelu(allocator: Allocator) -> Architecture:
         D_SAE,
         allocator,
         encoder_scale=0.6,
+        l0_penalty="quadratic",
         l0_coef="auto",
         target_l0=3.0,
+        coef_warmup_tokens=0,
         bandwidth=0.2,
         initial_threshold=0.2,
         threshold_lr_factor=5.0,
@@ -78,14 +93,29 @@ def jumprelu(allocator: Allocator) -> Architecture:
 
 def feature(mutual_tokens: int) -> FeatureChoice:
     return FeatureChoice(
-        D_SAE, k=2.5, exponent=1.0, shift=4.0, mutual_tokens=mutual_tokens, horizon_tokens=5 * BATCH
+        D_SAE,
+        k=2.5,
+        exponent=1.0,
+        shift=4.0,
+        mutual_tokens=mutual_tokens,
+        horizon_tokens=5 * BATCH,
+        rounding="largest_remainder",
+        seed=0,
     )
 
 
 METHODS: dict[str, Callable[[], tuple[Architecture, AuxLoss]]] = {
     "relu": lambda: (relu(NoAllocator(D_SAE)), NoAux(D_IN, D_SAE)),
     "gated": lambda: (
-        Gated(D_IN, D_SAE, NoAllocator(D_SAE), encoder_scale=0.6, l1_coef="auto", target_l0=3.0),
+        Gated(
+            D_IN,
+            D_SAE,
+            NoAllocator(D_SAE),
+            encoder_scale=0.6,
+            l1_coef="auto",
+            target_l0=3.0,
+            **PLAIN_L1,
+        ),
         NoAux(D_IN, D_SAE),
     ),
     "jumprelu": lambda: (jumprelu(NoAllocator(D_SAE)), NoAux(D_IN, D_SAE)),
@@ -350,19 +380,20 @@ class Fixed(Architecture):
         raise NotImplementedError
 
 
-def stream_of(rows: int = 30, has_loss: bool = True) -> Stream:
+def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> Stream:
     given = options.Stream(
         batch_tokens=BATCH,
         chunk_tokens=4 * BATCH,
         seed=0,
         repeat=False,
         calibration_tokens=60,
-        centre=False,
+        centre=centre,
     )
     return Stream(Table(rows, has_loss), given)
 
 
 GIVEN = options.Evaluation(tokens=150, ce_tokens=60)
+ZERO = torch.zeros(D_IN)
 
 
 def test_the_identity_recovers_everything() -> None:
@@ -371,6 +402,10 @@ def test_the_identity_recovers_everything() -> None:
     assert found["ce"] == pytest.approx(found["ce_clean"], rel=1e-5)
     assert found["delta_ce"] == pytest.approx(0, abs=1e-5)
     assert found["ce_recovered"] == pytest.approx(1, abs=1e-5)
+    assert found["ce_recovered_mean"] == pytest.approx(1, abs=1e-5)
+    assert found["kl"] == pytest.approx(0, abs=1e-6)
+    assert found["cosine"] == pytest.approx(1)
+    assert found["gamma"] == pytest.approx(1) and found["gamma_centred"] == pytest.approx(1)
     assert (found["l0"], found["dead_frac"]) == (1, 0.5)
 
 
@@ -405,8 +440,56 @@ def test_cross_entropies_against_the_model() -> None:
     assert found["ce"] == pytest.approx(
         ce((0.5 * acts * stream.scale + 0.1) / stream.scale), rel=1e-5
     )
-    gained = found["ce_zero"] - found["ce"]
-    assert found["ce_recovered"] == pytest.approx(gained / (found["ce_zero"] - found["ce_clean"]))
+    calibration = target.table[stream._rows("train", 0, 10)].flatten(0, 1)  # pyright: ignore[reportPrivateUsage]
+    mean = calibration.mean(0).expand_as(acts)
+    assert found["ce_mean"] == pytest.approx(ce(mean), rel=1e-5)
+    assert found["ce_mean"] != pytest.approx(found["ce_zero"], rel=1e-2)
+    for name, ablated in (("ce_recovered", "ce_zero"), ("ce_recovered_mean", "ce_mean")):
+        gained = found[ablated] - found["ce"]
+        assert found[name] == pytest.approx(gained / (found[ablated] - found["ce_clean"])), name
+    clean, spliced = (
+        (a @ target.head).double().log_softmax(-1).numpy()
+        for a in (acts, (0.5 * acts * stream.scale + 0.1) / stream.scale)
+    )
+    kl = (np.exp(clean) * (clean - spliced)).sum(-1).mean()
+    other_way = (np.exp(spliced) * (spliced - clean)).sum(-1).mean()
+    assert found["kl"] == pytest.approx(kl, rel=1e-4)
+    assert abs(kl / other_way - 1) > 0.01
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_gamma_is_of_the_models_own_activations(centre: bool) -> None:
+    """Half the scaled input: with a centred stream that is another fraction of the model's own."""
+    stream = stream_of(centre=centre)
+    found = evaluate(Fixed(lambda x: 0.5 * x), stream, GIVEN)
+    x = stream.held_out(GIVEN.tokens)
+    acts, recon = (stream.unscaled(part).double().numpy() for part in (x, 0.5 * x))
+    gamma = (recon**2).sum() / (acts * recon).sum()
+    centred = acts - acts.mean(0), recon - acts.mean(0)
+    lengths = np.linalg.norm(acts, axis=1) * np.linalg.norm(recon, axis=1)
+    for figures in (found.free, found.batch):
+        assert figures["gamma"] == pytest.approx(gamma, rel=1e-5)
+        expected = (centred[1] ** 2).sum() / (centred[0] * centred[1]).sum()
+        assert figures["gamma_centred"] == pytest.approx(expected, rel=1e-4)
+        assert figures["cosine"] == pytest.approx(((acts * recon).sum(1) / lengths).mean())
+    assert (gamma == pytest.approx(0.5)) == (not centre)
+
+
+def test_a_known_dictionary_is_compared_with_the_decoder() -> None:
+    stream = stream_of()
+    assert not [name for name in evaluate(learnt("topk"), stream, GIVEN).free if "true" in name]
+    sae = learnt("topk")
+    features = torch.randn(5, D_IN, generator=torch.Generator().manual_seed(3))
+    features[:3] = sae.W_dec.detach()[[7, 2, 9]] * 3
+    stream.target.dictionary, stream.target.true_l0 = F.normalize(features), 1.5
+    found = evaluate(sae, stream, GIVEN)
+    decoder = F.normalize(sae.W_dec.detach())
+    largest = (F.normalize(features) @ decoder.T).max(1).values
+    assert found.free["true_l0"] == 1.5
+    assert found.free["true_max_cos"] == pytest.approx(largest.mean().item(), rel=1e-5)
+    assert found.free["true_recovered_frac"] >= 3 / 5
+    assert 3 / 5 <= found.free["true_matched_cos"] <= found.free["true_max_cos"] + 1e-6
+    assert not [name for name in found.batch if "true" in name]
 
 
 def test_no_model_no_cross_entropy() -> None:
@@ -449,13 +532,13 @@ def test_batch_free_figures_against_numpy(method: str) -> None:
 @every_method
 def test_batch_free_figures_do_not_depend_on_the_batches(method: str) -> None:
     sae, x = learnt(method).eval(), stream_of().held_out(150)
-    whole = measure(sae, x, 150)
+    whole = measure(sae, x, ZERO, 150)
     for size in (1, 7, 64):
-        parts = measure(sae, x, size)
+        parts = measure(sae, x, ZERO, size)
         assert torch.equal(parts.l0, whole.l0) and torch.equal(parts.fired, whole.fired)
         torch.testing.assert_close(parts.error, whole.error)
-        torch.testing.assert_close(parts.spread, whole.spread)
-        torch.testing.assert_close(parts.cosine, whole.cosine)
+        torch.testing.assert_close(vars(parts.plain), vars(whole.plain))
+        torch.testing.assert_close(vars(parts.centred), vars(whole.centred))
 
 
 @pytest.mark.parametrize("method", ["topk", "mutual_choice", "feature_choice"])
@@ -476,8 +559,46 @@ def test_batch_figures_allocate_over_batches_as_in_training(method: str) -> None
 def test_a_last_batch_too_small_for_any_budget_is_evaluated() -> None:
     """evaluation.tokens need not be a multiple of stream.batch_tokens; k may be below 1."""
     allocator = FeatureChoice(
-        D_SAE, k=0.4, exponent=0.0, shift=1.0, mutual_tokens=0, horizon_tokens=5 * BATCH
+        D_SAE,
+        k=0.4,
+        exponent=0.0,
+        shift=1.0,
+        mutual_tokens=0,
+        horizon_tokens=5 * BATCH,
+        rounding="largest_remainder",
+        seed=0,
     )
     sae = relu(allocator).train()
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(D_IN))
-    assert measure(sae, batch_of(0, BATCH + 1), BATCH).l0[-1] == 0
+    assert measure(sae, batch_of(0, BATCH + 1), ZERO, BATCH).l0[-1] == 0
+
+
+# ---------------------------------------------------------------- measured by older metrics
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "anew"),
+    [
+        ({"metrics_version": METRICS_VERSION}, False),
+        ({"metrics_version": METRICS_VERSION - 1}, True),
+        ({"metrics_version": METRICS_VERSION + 1}, True),
+        ({}, True),
+    ],
+)
+def test_runs_that_other_metrics_measured_are_measured_anew(
+    tmp_path: Path, evaluation: dict[str, Any], anew: bool
+) -> None:
+    made = small_run(tmp_path)
+    point = sweep.Point([], made.config, made.choices)
+    [run] = sweep.plan("small", tmp_path, [point]).runs
+    result = {"version": 1, "config": run.config, "metrics": {}, "evaluation": evaluation}
+    write_json(run.folder / "result.json", result)
+    plan = sweep.plan("small", tmp_path, [point])
+    assert plan.packs == []
+    assert [r.name for group in plan.remeasured for r in group] == ([run.name] if anew else [])
+    assert list(plan.finished) == ([] if anew else [run.name])
+
+
+def test_what_evaluation_writes_counts_as_measured_today() -> None:
+    written = as_result(evaluate(Fixed(lambda x: x), stream_of(), GIVEN), GIVEN, has_loss=True)
+    assert written["evaluation"]["metrics_version"] == METRICS_VERSION

@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import save_file
 
-from sae_sweeps.pareto import curves
+from sae_sweeps import matching
+from sae_sweeps.pareto import curves, similarity
 from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
 from sae_sweeps.pareto.points import Point, by_curve, read, settings
 from sae_sweeps.pareto.report import report
@@ -115,6 +117,13 @@ def write_sweep(
 def write_failure(folder: Path, run: str, error: str) -> None:
     (folder / "runs" / run).mkdir(parents=True)
     (folder / "runs" / run / "failed.json").write_text(json.dumps({"error": error}))
+
+
+def write_decoder(folder: Path, run: str, decoder: np.ndarray) -> Path:
+    path = folder / "runs" / run / "checkpoint" / "weights.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file({"W_dec": decoder.astype(np.float32), "b_dec": decoder[0]}, path)
+    return path
 
 
 def point(l0: float, fvu: float, seed: int = 0, setting: str | None = None) -> Point:
@@ -443,7 +452,8 @@ def test_reporting_twice_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_report_needs_neither_torch_nor_wandb(tmp_path: Path) -> None:
-    write_sweep(tmp_path, ["relu"])
+    for run in write_sweep(tmp_path, ["relu"], seeds=(0, 1)):
+        write_decoder(tmp_path, run, np.eye(4))
     script = f"""
 import sys
 from pathlib import Path
@@ -454,6 +464,7 @@ assert not {{"torch", "wandb", "matplotlib.pyplot"}} & set(sys.modules)
 """
     command = [sys.executable, "-c", script]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
+    assert {row["seed_similarity"] for row in table(tmp_path)} == {"1.0"}
 
 
 def test_an_l0_that_misses_its_k_is_named(tmp_path: Path) -> None:
@@ -476,3 +487,103 @@ def test_an_l0_that_misses_its_k_is_named(tmp_path: Path) -> None:
     content["config"]["architecture"]["l1_coef"] = 0.3  # asked for: then L0 is what it is
     path.write_text(json.dumps(content))
     assert "misses k" not in said()
+
+
+# --- Decoders of different seeds ------------------------------------------------------------
+
+
+def turned(cosine: float) -> np.ndarray:
+    """Rows of which each has this cosine with the same unit vector, and less with all others."""
+    return np.eye(6)[:3] * cosine + np.eye(6)[3:] * math.sqrt(1 - cosine**2)
+
+
+def test_decoders_of_one_setting_are_compared_between_seeds(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path, ["topk"], ks=[4, 8], seeds=(0, 1, 2))
+    first, second, third, *others = results
+    write_decoder(tmp_path, first, 5 * np.eye(6)[:3])
+    write_decoder(tmp_path, second, turned(0.8)[::-1])
+    write_decoder(tmp_path, third, turned(0.6))
+    for run in others[:2]:
+        write_decoder(tmp_path, run, np.eye(6))
+    (tmp_path / "runs" / others[2] / "checkpoint").mkdir()  # no weights
+    text = printed(tmp_path)
+    shown = {row["run"]: row["seed_similarity"] for row in table(tmp_path)}
+    apart = 0.8 * 0.6 + 0.6 * 0.8  # of the second and the third
+    assert float(shown[first]) == pytest.approx((0.8 + 0.6) / 2, abs=1e-6)
+    assert float(shown[second]) == pytest.approx((0.8 + apart) / 2, abs=1e-6)
+    assert float(shown[third]) == pytest.approx((0.6 + apart) / 2, abs=1e-6)
+    assert [shown[run] for run in others] == ["1.0", "1.0", ""]
+    assert "seed similarity" in text and f"{(0.8 + 0.6 + apart) / 3:.3f}" in text
+
+
+def test_similarity_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = list(write_sweep(tmp_path, ["topk"], ks=[4, 8], seeds=(0, 1)))
+    for run in results:
+        write_decoder(tmp_path, run, turned(0.5))
+    compared: list[int] = []
+
+    def counted(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        compared.append(len(one))
+        return matching.matched_cosines(one, other)
+
+    monkeypatch.setattr(similarity, "matched_cosines", counted)
+    first = printed(tmp_path)
+    kept = (tmp_path / "pareto.csv").read_bytes()
+    assert printed(tmp_path) == first and (tmp_path / "pareto.csv").read_bytes() == kept
+    assert len(compared) == 2
+    write_decoder(tmp_path, results[0], turned(0.9))  # trained again
+    printed(tmp_path)
+    assert len(compared) == 3
+    (tmp_path / "seed_similarity.json").write_text('{"torn')
+    printed(tmp_path)
+    assert len(compared) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged_weights_cost_the_similarity_alone(tmp_path: Path, content: bytes) -> None:
+    results = list(write_sweep(tmp_path, ["topk"], ks=[4, 8, 16], seeds=(0, 1)))
+    for run in results:
+        path = write_decoder(tmp_path, run, np.eye(5))
+    path.write_bytes(content)  # pyright: ignore[reportPossiblyUnboundVariable]
+    write_decoder(tmp_path, results[0], np.full((5, 5), np.nan))
+    printed(tmp_path)
+    shown = {row["run"]: row["seed_similarity"] for row in table(tmp_path)}
+    assert [shown[run] for run in results] == ["", "", "1.0", "1.0", "", ""]
+
+
+def test_runs_without_replicates_or_on_other_grounds_are_not_compared(tmp_path: Path) -> None:
+    grounds = [{"target_model.seed": 0}, {"target_model.seed": 1}]
+    for run in write_sweep(tmp_path, ["topk"], ks=[4], options=grounds):
+        write_decoder(tmp_path, run, np.eye(4))
+    [setting] = settings(read(tmp_path).points)
+    assert len(setting.points) == 2
+    text = printed(tmp_path)
+    assert "similarity" not in text and "seed_similarity" not in table(tmp_path)[0]
+    assert not (tmp_path / "seed_similarity.json").exists()
+
+
+def test_wide_saes_are_not_compared_and_that_is_said(tmp_path: Path) -> None:
+    widths = [{"d_sae": similarity.MOST_LATENTS}, {"d_sae": similarity.MOST_LATENTS + 1}]
+    for run in write_sweep(tmp_path, ["topk"], ks=[4], seeds=(0, 1), options=widths):
+        write_decoder(tmp_path, run, np.eye(4))
+    text = printed(tmp_path)
+    assert [row["seed_similarity"] for row in table(tmp_path)] == ["1.0", "1.0", "", ""]
+    assert "seed similarity: none above 12,288 latents (1 settings)" in text
+
+
+# --- Columns of some sweeps -----------------------------------------------------------------
+
+
+def test_further_measures_are_shown_where_there_is_room(tmp_path: Path) -> None:
+    for path in (write_sweep(tmp_path, ["relu"]), (tmp_path / "runs").glob("*/result.json"))[1]:
+        content = json.loads(path.read_text())
+        content["metrics"] |= {"gamma": 0.8125, "underused_frac": 0.375, "kl": 0.4321}
+        content["metrics"] |= {"true_recovered_frac": 0.625, "gamma_centred": 0.75}
+        path.write_text(json.dumps(content))
+    wide, narrow = printed(tmp_path, 220), printed(tmp_path, 80)
+    for heading, cell in (("gamma", "0.812"), ("underused %", "37.5"), ("recovered %", "62.5")):
+        assert heading in wide and f"{heading}: " in wide and cell in wide
+        assert (heading in narrow) == (heading == "recovered %")
+    assert "0.4321" not in wide and "kl" not in wide.split()
+    assert {float(row["kl"]) for row in table(tmp_path)} == {0.4321}
+    assert {float(row["gamma_centred"]) for row in table(tmp_path)} == {0.75}

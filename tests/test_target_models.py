@@ -283,6 +283,99 @@ def test_a_splice_sits_at_its_hook(data: Embedded, reference: PreTrainedModel, l
     assert (found - ce_of(made, ROWS, lambda acts: acts)).abs().mean() > 0.5
 
 
+def kl_of(target: TargetModel, rows: Tensor, splice: Splice) -> Tensor:
+    with torch.no_grad():
+        return target.spliced_losses("held_out", rows, splice).kl
+
+
+def naive_kl(clean: Tensor, spliced: Tensor) -> Tensor:
+    """sum p_clean (log p_clean - log p_spliced) where `naive_ce` has a cross-entropy."""
+    log_p, log_q = (F.log_softmax(logits.double(), dim=-1)[:, 1:-1] for logits in (clean, spliced))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_kl_is_the_naive_one(data: Embedded, reference: PreTrainedModel, layer: int) -> None:
+    tokens = token_rows("held_out")
+    with torch.no_grad():
+        clean = reference(tokens).logits
+    spliced = spliced_logits(reference, f"transformer.h.{layer}", tokens, torch.relu)
+    found = kl_of(target(data, f"blocks.{layer}.hook_resid_post"), ROWS, torch.relu)
+    assert found.shape == (len(ROWS), 126)
+    assert_close(found.double(), naive_kl(clean, spliced))
+    assert (found.double() - naive_kl(spliced, clean)).abs().mean() > 0.05  # not the other way
+    assert found.min() > 0
+
+
+def test_kl_of_the_same_predictions_is_zero(embedded_target: TransformerLens) -> None:
+    assert torch.equal(kl_of(embedded_target, ROWS, torch.clone), torch.zeros(len(ROWS), 126))
+    nearly = kl_of(embedded_target, ROWS, lambda acts: acts + 1e-4)
+    assert nearly.abs().max() < 1e-4
+
+
+def test_kl_survives_predictions_that_underflow(embedded_target: TransformerLens) -> None:
+    """A probability of 0 in float32, whose logarithm would be minus infinity."""
+    last = target(Embedded(context_tokens=128), "ln_final.hook_out")
+    assert kl_of(last, ROWS, lambda acts: -100 * acts).isfinite().all()
+    assert kl_of(last, ROWS, lambda acts: -100 * acts).min() > 50
+    assert kl_of(embedded_target, ROWS, lambda acts: 1e6 * acts).isfinite().all()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10**7, 2**29])
+def test_what_is_kept_of_the_clean_model_changes_nothing(
+    data: Embedded, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(transformer_lens, "KEPT_BYTES", kept_bytes)
+    made = target(data)
+    expected = kl_of(made, ROWS, torch.relu)
+    others = torch.flip(ROWS, (0,))
+    assert torch.equal(kl_of(made, ROWS, torch.relu), expected)
+    assert_close(kl_of(made, others, torch.relu).flip(0), expected)
+    assert_close(kl_of(made, ROWS[2:3], torch.relu), expected[2:3])
+    kept = made._clean.values()  # pyright: ignore[reportPrivateUsage]
+    assert sum(log_probs.nbytes for log_probs in kept) <= kept_bytes
+    assert bool(kept) == (kept_bytes > 0)
+    with torch.no_grad():
+        made.spliced_losses("train", ROWS, torch.clone)
+        assert made.spliced_losses("train", ROWS, torch.clone).kl.abs().max() == 0
+
+
+def test_the_losses_of_kept_predictions_cost_one_pass(
+    data: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = target(data, rows_per_forward=len(ROWS))
+    passes: list[str] = []
+    forward = made.bridge.forward
+
+    def counted(*words: Any, **named: Any) -> Any:
+        passes.append("one")
+        return forward(*words, **named)
+
+    monkeypatch.setattr(made.bridge, "forward", counted)
+    kl_of(made, ROWS, torch.relu)
+    assert len(passes) == 2
+    kl_of(made, ROWS, torch.tanh)
+    assert len(passes) == 3
+
+
+def test_losses_are_differentiable_through_the_splice(data: Embedded) -> None:
+    """Against a difference quotient, whether the clean predictions are kept or not."""
+    made = target(data)
+    rows = ROWS[:2]
+
+    def losses(gain: Tensor) -> tuple[Tensor, Tensor]:
+        found = made.spliced_losses("held_out", rows, lambda acts: acts * gain)
+        return found.ce.mean(), found.kl.mean()
+
+    for _ in range(2):
+        gain = torch.tensor(0.7, requires_grad=True)
+        for index in range(2):
+            (slope,) = torch.autograd.grad(losses(gain)[index], gain)
+            with torch.no_grad():
+                ends = [losses(torch.tensor(0.7 + step))[index].item() for step in (-0.01, 0.01)]
+            assert slope.item() == pytest.approx((ends[1] - ends[0]) / 0.02, rel=0.01)
+
+
 def test_a_splice_sees_what_is_harvested(embedded_target: TransformerLens) -> None:
     seen: list[Tensor] = []
 

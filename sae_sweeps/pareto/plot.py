@@ -45,6 +45,7 @@ class Panel:
 PANELS = (
     Panel("fvu", "FVU", "lower", sane=(-1e9, 1.2)),
     Panel("ce_recovered", "CE recovered", "higher", sane=(0.0, 1e9)),
+    Panel("true_recovered_frac", "true features recovered, %", "higher", scale=100.0),
     Panel("dead_frac", "dead latents, %", "lower", scale=100.0, ranked=False, floor=0.0),
 )
 
@@ -198,7 +199,8 @@ def _subtitle(points: Sequence[Point]) -> str:
 
 def _model(point: Point) -> str:
     node = point.result["config"].get("target_model", {})
-    return " @ ".join(str(node[key]) for key in ("model", "hook", "path") if key in node)
+    names = [str(node[key]) for key in ("model", "hook", "path") if key in node]
+    return " @ ".join(names) or point.result["choices"].get("target_model", "")
 
 
 def _short(number: int) -> str:

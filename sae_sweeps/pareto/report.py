@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sae_sweeps import files
-from sae_sweeps.pareto import table
+from sae_sweeps.pareto import similarity, table
 from sae_sweeps.pareto.frontier import frontier
 from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, read, settings
 from sae_sweeps.tracking.interface import Summary, Tracking
@@ -27,11 +27,13 @@ def report(
 ) -> Results:
     """Print a sweep's results, write `pareto.csv` and `pareto.png`, mirror them in the tracker.
 
-    A sweep without a single result writes nothing. Repeating a report renews it.
+    Runs that differ in seeds only have their decoders compared, which may take minutes the first
+    time. A sweep without a single result writes nothing. Repeating a report renews it.
     """
     folder = Path(folder)
     console = console or _console()
-    results = read(folder)
+    with console.status("comparing decoders between seeds"):
+        results = similarity.with_similarity(read(folder), folder)
     table.show(results, console)
     if results.points:
         from sae_sweeps.pareto import plot  # matplotlib takes a second to load

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from sae_sweeps.pareto.frontier import frontier, matched
 from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, settings
+from sae_sweeps.pareto.similarity import MOST_LATENTS, too_wide
 
 MOST_ROWS = 100
 """A longer table shows the frontier only."""
@@ -31,6 +32,8 @@ class Column:
     scale: float = 1.0
     spread: bool = False
     """Whether the standard deviation over seeds stands beside it, a detail of 2."""
+    note: str = ""
+    """What the heading means, below the table."""
 
 
 COLUMNS = [
@@ -38,10 +41,40 @@ COLUMNS = [
     Column("fvu", "FVU", ".4f", spread=True),
     Column("ce_recovered", "CE recovered", ".4f", spread=True),
     Column("delta_ce", "ΔCE", ".4f", detail=2),
+    Column(
+        "gamma",
+        "gamma",
+        ".3f",
+        detail=3,
+        note="of reconstructions, 1 / their best gain: below 1 they are too short",
+    ),
+    Column(
+        "true_recovered_frac",
+        "recovered %",
+        ".1f",
+        scale=100.0,
+        spread=True,
+        note="true features whose latent, one for each, has a cosine above 0.9",
+    ),
     Column("dead_frac", "dead %", ".1f", scale=100.0, spread=True),
     Column("train_dead_frac", "train dead %", ".1f", detail=1, scale=100.0),
-    Column("batch_l0", "batch L0", ".2f", detail=3),
-    Column("batch_fvu", "batch FVU", ".4f", detail=3),
+    Column(
+        "underused_frac",
+        "underused %",
+        ".1f",
+        detail=3,
+        scale=100.0,
+        note="latents below a tenth of the density that Zipf's law gives their rank",
+    ),
+    Column(
+        "seed_similarity",
+        "seed similarity",
+        ".3f",
+        detail=1,
+        note="mean cosine of latents between two seeds, assigned one to one",
+    ),
+    Column("batch_l0", "batch L0", ".2f", detail=4),
+    Column("batch_fvu", "batch FVU", ".4f", detail=4),
 ]
 
 
@@ -50,7 +83,7 @@ def show(results: Results, console: Console) -> None:
     room = console.width
     if results.points:
         curves = by_curve(results.points)
-        tables = [_results(results.sweep, curves, detail) for detail in (3, 2, 1, 0)]
+        tables = [_results(results.sweep, curves, detail) for detail in (4, 3, 2, 1, 0)]
         unlimited = console.options.update_width(10_000)
         widths = [console.measure(table, options=unlimited).maximum for table in tables]
         fitting = [table for table, width in zip(tables, widths, strict=True) if width <= room]
@@ -61,6 +94,9 @@ def show(results: Results, console: Console) -> None:
         console.print(Text(_frontier_line(settings(results.points))))
         if missed := off_dial(settings(results.points)):
             console.print(Text(_missed_line(missed), style="yellow"))
+        if wide := too_wide(results):
+            line = f"seed similarity: none above {MOST_LATENTS:,} latents ({wide} settings)"
+            console.print(Text(line))
     else:
         console.print(Text(f"Sweep {results.sweep}: no run has a result, so there is no plot."))
     _show_missing(results, console)
@@ -73,7 +109,7 @@ def _results(sweep: str, curves: Mapping[str, list[Setting]], detail: int) -> Ta
         for column in COLUMNS
         if column.detail <= detail and any(setting.values(column.measure) for setting in found)
     ]
-    table = Table(title=Text(f"Sweep {sweep}"), caption=_caption(found, detail))
+    table = Table(title=Text(f"Sweep {sweep}"), caption=_caption(found, columns, detail))
     table.caption_justify = "left"
     table.add_column("method")
     for heading in ("k", *(column.heading for column in columns), "★"):
@@ -101,13 +137,14 @@ def _cell(setting: Setting, column: Column, detail: int) -> str:
     return f"{text} ±{spread * column.scale:{column.form}}"
 
 
-def _caption(found: Sequence[Setting], detail: int) -> str:
+def _caption(found: Sequence[Setting], columns: Sequence[Column], detail: int) -> str:
     points = [point for setting in found for point in setting.points]
     held_out = _amounts(point.result.get("evaluation", {}).get("tokens") for point in points)
     lines = [f"dead %: latents without one firing in {held_out} held-out tokens"]
     if detail >= 1:
         window = _amounts(point.metrics.get("train_dead_window_tokens") for point in points)
         lines.append(f"train dead %: without one in the last {window} tokens of training")
+    lines += [f"{column.heading}: {column.note}" for column in columns if column.note]
     lines.append("★: on the frontier of L0 and FVU")
     if len(points) > len(found):
         lines.append("means over seeds" + (", ± standard deviation" if detail >= 2 else ""))

@@ -16,6 +16,8 @@ from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
 MIN_CONTEXT = 3
 """BOS, a token to splice at, and one to predict from it"""
+KEPT_BYTES = 2**29
+"""Clean log probabilities of held-out tokens that are kept, since every run asks for them"""
 
 Change = Callable[[Tensor], Tensor]
 
@@ -49,6 +51,7 @@ class TransformerLens(TargetModel):
         self.bridge = _boot(model, device, getattr(torch, dtype))
         self._turn = threading.Lock()
         self._change: Change | None = None
+        self._clean: dict[tuple[int, ...], Tensor] = {}
         _attach(self.bridge, hook, self._on_hook)
         splits: tuple[Split, Split] = ("train", "held_out")
         self.tokens = {split: data.rows(split, self.bridge.tokenizer) for split in splits}
@@ -75,7 +78,7 @@ class TransformerLens(TargetModel):
         self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
     ) -> SplicedLosses:
         """As in the interface; the BOS position stays clean, and so its prediction is left out."""
-        parts = [self._losses(part, splice) for part in self._parts(split, rows)]
+        parts = [self._losses(split, part, splice) for part in rows.split(self.rows_per_forward)]
         return SplicedLosses(*(torch.cat(losses) for losses in zip(*parts, strict=True)))
 
     def _parts(self, split: Split, rows: Int[Tensor, " rows"]) -> list[Tensor]:
@@ -107,25 +110,47 @@ class TransformerLens(TargetModel):
             return reached.acts
         return None
 
-    def _losses(self, tokens: Int[Tensor, "rows seq"], splice: Splice) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and KL(clean || spliced) of a few rows."""
+    def _losses(
+        self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and KL(clean || spliced) of a few rows.
+
+        Row by row the vocabulary's figures fit a cache: five times as fast as all at once."""
 
         def replace(acts: Tensor) -> Tensor:
             spliced = splice(acts[:, 1:].float()).to(acts.dtype)
             return torch.cat([acts[:, :1], spliced], dim=1)
 
-        with torch.no_grad():
-            clean = self._log_probs(tokens, None)
-        spliced = self._log_probs(tokens, replace)
-        # Twice as fast as cross_entropy, which wants the vocabulary in the middle.
-        ce = -spliced.gather(-1, tokens[:, 2:, None]).squeeze(-1)
-        return ce, (clean.exp() * (clean - spliced)).sum(-1)
+        tokens = self.tokens[split][rows].to(self.device)
+        losses: list[tuple[Tensor, Tensor]] = []
+        logits = self._logits(tokens, replace)
+        for row, own, clean in zip(tokens, logits, self._clean_log_probs(split, rows), strict=True):
+            spliced = own.float().log_softmax(-1)
+            ce = -spliced.gather(-1, row[2:, None]).squeeze(-1)
+            losses.append((ce, (clean.exp() * (clean - spliced)).sum(-1)))
+        ce, kl = (torch.stack(loss) for loss in zip(*losses, strict=True))
+        return ce, kl
 
-    def _log_probs(self, tokens: Int[Tensor, "rows seq"], change: Change | None) -> Tensor:
-        """Log probabilities [rows, seq - 2, vocabulary], BOS and the last position left out."""
+    @torch.no_grad()
+    def _clean_log_probs(
+        self, split: Split, rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows targets vocabulary"]:
+        """Log probabilities of the model as it is; those of held-out rows are kept."""
+        key = tuple(rows.tolist())
+        if split == "held_out" and key in self._clean:
+            return self._clean[key]
+        found = self._logits(self.tokens[split][rows].to(self.device), None).float().log_softmax(-1)
+        kept = sum(clean.nbytes for clean in self._clean.values())
+        if split == "held_out" and kept + found.nbytes <= KEPT_BYTES:
+            self._clean[key] = found
+        return found
+
+    def _logits(
+        self, tokens: Int[Tensor, "rows seq"], change: Change | None
+    ) -> Float[Tensor, "rows targets vocabulary"]:
+        """Logits of what can be lost by a splice: BOS and the last position are left out."""
         with self._changing(change):
-            logits = self.bridge(tokens, return_type="logits")[:, 1:-1].float()
-        return logits.log_softmax(-1)
+            return self.bridge(tokens, return_type="logits")[:, 1:-1]
 
 
 class _Reached(Exception):

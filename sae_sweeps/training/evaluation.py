@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from sae_sweeps import metrics, options
-from sae_sweeps.interfaces import Architecture
+from sae_sweeps.interfaces import Architecture, TargetModel
+from sae_sweeps.matching import recovery
+from sae_sweeps.run import METRICS_VERSION
 from sae_sweeps.stream.live import Stream
 
 
@@ -18,7 +19,8 @@ class Evaluation:
     """The measured part of `result.json`."""
 
     free: dict[str, float]
-    """batch-free inference: the Pareto point; with cross-entropy where there is a model"""
+    """batch-free inference: the Pareto point; with cross-entropy where there is a model, and
+    with how much is recovered of a known dictionary"""
     batch: dict[str, float]
     """allocation over batches of `stream.batch_tokens`, as in training"""
     density_histogram: dict[str, list[float]]
@@ -29,9 +31,11 @@ def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Ev
     """Measure `sae` on the held-out tokens of its stream."""
     x = stream.held_out(given.tokens)
     d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
-    measured = measure(sae.eval(), x, batch_tokens)
+    zero = stream.scaled(torch.zeros_like(x[0]))
+    measured = measure(sae.eval(), x, zero, batch_tokens)
     free = metrics.summary(measured, d_in, stream.scale)
-    batch = metrics.summary(measure(sae.train(), x, batch_tokens), d_in, stream.scale)
+    batch = metrics.summary(measure(sae.train(), x, zero, batch_tokens), d_in, stream.scale)
+    free = free | known_truth(sae, stream.target)
     if stream.target.has_loss and given.ce_tokens:
         free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
     histogram = metrics.density_histogram(measured)
@@ -40,26 +44,41 @@ def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Ev
 
 @torch.no_grad()
 def measure(
-    sae: Architecture, x: Float[Tensor, "tokens d_in"], batch_tokens: int
+    sae: Architecture,
+    x: Float[Tensor, "tokens d_in"],
+    zero: Float[Tensor, " d_in"],
+    batch_tokens: int,
 ) -> metrics.Measured:
-    """Run `sae` in its present mode over `x`, a batch at a time."""
+    """Run `sae` in its present mode over `x`, a batch at a time; `zero` is 0 of the model's own."""
     dead = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=x.device)
     mean = x.mean(0)
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    columns: list[tuple[Tensor, ...]] = []
     fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=x.device)
     for part in x.split(batch_tokens):
         step = sae(part, dead)
         fired += step.acts.tokens_per_latent
-        columns.append(
-            (
-                step.acts.l0_per_token().float(),
-                (part - step.recon).pow(2).sum(1),
-                (part - mean).pow(2).sum(1),
-                F.cosine_similarity(part, step.recon, dim=1),
-            )
-        )
-    l0, error, spread, cosine = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
-    return metrics.Measured(l0, error, spread, cosine, fired.cpu())
+        l0, error = step.acts.l0_per_token().float(), (part - step.recon).pow(2).sum(1)
+        plain, centred = (_products(part - at, step.recon - at) for at in (zero, mean))
+        columns.append((l0, error, *plain, *centred))
+    l0, error, *products = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+    plain, centred = metrics.Products(*products[:3]), metrics.Products(*products[3:])
+    return metrics.Measured(l0, error, plain, centred, fired.cpu())
+
+
+def _products(
+    x: Float[Tensor, "batch d_in"], recon: Float[Tensor, "batch d_in"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns of `metrics.Products`."""
+    return x.pow(2).sum(1), recon.pow(2).sum(1), (x * recon).sum(1)
+
+
+@torch.no_grad()
+def known_truth(sae: Architecture, target: TargetModel) -> dict[str, float]:
+    """True L0 and what of the true features was recovered; nothing where they are unknown."""
+    known = {} if target.true_l0 is None else {"true_l0": target.true_l0}
+    if target.dictionary is None:
+        return known
+    return known | recovery(target.dictionary.cpu().numpy(), sae.W_dec.detach().cpu().numpy())
 
 
 @torch.no_grad()
@@ -94,7 +113,7 @@ def as_result(evaluation: Evaluation, given: options.Evaluation, has_loss: bool)
         "evaluation": {
             "tokens": given.tokens,
             "ce_tokens": given.ce_tokens if has_loss else 0,
-            "metrics_version": metrics.METRICS_VERSION,
+            "metrics_version": METRICS_VERSION,
         },
         "density_histogram": evaluation.density_histogram,
         "fvu_by_l0_decile": evaluation.fvu_by_l0_decile,

@@ -1,4 +1,4 @@
-"""Measures finished runs anew from their saved weights, when evaluation options have changed."""
+"""Measures finished runs anew from their saved weights: other evaluation options, other metrics."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def remeasure_pack(
     Nothing is trained. A run that cannot be measured keeps the result it has.
     """
     config = runs[0].config
-    display.stage("measuring finished runs with other evaluation options")
+    display.stage("measuring finished runs anew")
     torch.set_num_threads(config["threads"])
     stream = open_stream(config, pick_device(config["device"]))
     for run in runs:
