@@ -50,6 +50,11 @@ class SparseActs:
         """The same entries, negative ones set to 0."""
         return SparseActs(self.shape, self.flat, self.values.relu())
 
+    def times(self, factors: Float[Tensor, " d_sae"]) -> "SparseActs":
+        """The same entries, each latent's times its factor."""
+        own = factors if self.flat is None else factors[self.latents]
+        return SparseActs(self.shape, self.flat, self.values * own)
+
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """The activations as a matrix."""
         if self.flat is None:
@@ -277,7 +282,11 @@ class FineTune(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, sae: Architecture) -> list[nn.Parameter]:
-        """Prepare for `sae`; the parameters that the phase trains."""
+        """Prepare for `sae`, before its training; the parameters that the phase trains.
+
+        Raises:
+            ConfigError: it cannot end this SAE's training.
+        """
 
     @abstractmethod
     def forward(

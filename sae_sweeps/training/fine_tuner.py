@@ -18,16 +18,17 @@ class FineTuner:
     def __init__(self, trainer: Trainer, fine_tune: FineTune, stream: Stream) -> None:
         self.trainer, self.fine_tune, self.stream = trainer, fine_tune, stream
         given = trainer.given
-        self.start = trainer.tokens
+        self.tokens = 0
+        # An optimiser must be given something to train.
+        parameters = fine_tune.begin(trainer.sae) or [torch.nn.Parameter(torch.zeros(0))]
         self.optimizer = torch.optim.Adam(
-            fine_tune.begin(trainer.sae), lr=fine_tune.lr, betas=(given.beta1, given.beta2)
+            parameters, lr=fine_tune.lr, betas=(given.beta1, given.beta2)
         )
 
     def step(self, batch: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch, or on as many tokens in context; figures where `wanted`."""
         trainer, sae = self.trainer, self.trainer.sae
-        done = trainer.tokens - self.start
-        lr = self.fine_tune.lr * max(0.0, 1 - done / self.fine_tune.tokens)
+        lr = self.fine_tune.lr * max(0.0, 1 - self.tokens / self.fine_tune.tokens)
         x, divergence = batch, None
         if self.fine_tune.in_context:
             x, divergence = self.stream.contexts(trainer.tokens, len(batch))
@@ -36,6 +37,7 @@ class FineTuner:
         self.optimizer.zero_grad()
         loss.backward()
         grad_norm = update(sae, self.optimizer, trainer.given.gradient_clip_norm, lr)
+        self.tokens += len(batch)
         tokens = trainer.tokens + len(batch)
         with torch.no_grad():
             trainer.count(step, len(batch))

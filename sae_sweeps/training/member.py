@@ -15,7 +15,7 @@ from sae_sweeps import options
 from sae_sweeps.build import build
 from sae_sweeps.files import write_json
 from sae_sweeps.interfaces import Architecture
-from sae_sweeps.run import Run, one_line
+from sae_sweeps.run import ConfigError, Run, one_line
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results
@@ -64,11 +64,13 @@ class Member:
             for group in ("aux_loss", "resampling", "fine_tune")
         )
         self.trainer = Trainer(sae.to(device), aux_loss, resampling, self.training)
-        self.fine_tuner: FineTuner | None = None
+        if self.fine_tune.in_context and not stream.target.has_loss:
+            raise ConfigError("fine_tune needs a target model, whose predictions it learns from.")
         batch = stream.given.batch_tokens
         self.main_tokens = self.training.tokens - self.training.tokens % batch
         self.total_tokens = self.main_tokens + self.fine_tune.tokens - self.fine_tune.tokens % batch
         stream.require(max(self.training.tokens, self.total_tokens))
+        self.fine_tuner = FineTuner(self.trainer, self.fine_tune, stream)
         self.outcome: dict[str, Any] | Exception | None = None
         self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
 
@@ -119,9 +121,7 @@ class Member:
         every = self.training.log_every_tokens
         ends = self.main_tokens, self.total_tokens
         logged = after // every > before // every or after in ends
-        if before >= self.main_tokens and self.fine_tuner is None:
-            self.fine_tuner = FineTuner(self.trainer, self.fine_tune, self.stream)
-        phase = self.trainer if self.fine_tuner is None else self.fine_tuner
+        phase = self.trainer if before < self.main_tokens else self.fine_tuner
         figures = phase.step(batch, wanted=logged)
         self.display.advance(self.index, len(batch))
         if logged:
