@@ -70,6 +70,8 @@ class Config:
     """Number of latents."""
     threads: int
     """CPU threads of one run; the runs of a pack train side by side on the cores there are."""
+    checkpoint_minutes: float
+    """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
     device: str
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     architecture: dict[str, Any]

@@ -1,7 +1,9 @@
 """What one run of a sweep is, and how a user's mistake is worded; no torch."""
 
 import difflib
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,23 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     """End a complaint with the nearest valid name, where there is one."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+NOT_IDENTITY = frozenset(
+    {"name", "device", "threads", "checkpoint_minutes", "tracking", "evaluation", "k"}
+)
+"""What cannot change a run's weights; the dial `k` acts only through the options it sets."""
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Hash what can change a run's weights, of a checked config."""
+    return digest({key: value for key, value in config.items() if key not in NOT_IDENTITY})
+
+
+def digest(value: object) -> str:
+    """Hash plain data: 64 hex digits, the same on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "sae_sweeps"
 
 ROWS = [
     {"files", "run", "options"},
+    {"checkpoint"},
     {"build"},
     {"interfaces"},
     {"sparse", "zipf"},
@@ -20,6 +21,7 @@ ROWS = [
     {"training"},
     {"pareto"},
     {"config"},
+    {"target_rules"},
     {"rules", "sweep"},
     {"launching"},
     {"app", "commands"},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import time
 from contextlib import suppress
@@ -11,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps import options
+from sae_sweeps import checkpoint, options
 from sae_sweeps.build import build
-from sae_sweeps.files import write_json
+from sae_sweeps.files import write_json, write_text
 from sae_sweeps.interfaces import Architecture
-from sae_sweeps.run import ConfigError, Run, one_line
+from sae_sweeps.run import ConfigError, Run, identity, one_line
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
-from sae_sweeps.training import results
+from sae_sweeps.training import results, snapshot
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.trainer import Trainer
@@ -43,11 +44,19 @@ def new_sae(config: dict[str, Any], d_in: int) -> Architecture:
     return build(config["architecture"], d_in, config["d_sae"], allocator)
 
 
+def _tokens(line: str) -> float:
+    """The tokens of a row of `metrics.jsonl`; infinite for one that a crash tore."""
+    try:
+        return float(json.loads(line)["tokens"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class Member:
     """Trains one run chunk by chunk; a failure ends this run alone.
 
-    Building it writes nothing. `open` starts its files afresh: what an interrupted attempt left is
-    replaced.
+    Building it writes nothing. `open` goes on where an interrupted attempt left its last
+    checkpoint; without one it starts afresh, and replaces what is there.
     """
 
     def __init__(self, index: int, run: Run, stream: Stream, display: Display) -> None:
@@ -72,6 +81,7 @@ class Member:
         stream.require(max(self.training.tokens, self.total_tokens))
         self.fine_tuner = FineTuner(self.trainer, self.fine_tune, stream)
         self.outcome: dict[str, Any] | Exception | None = None
+        self.last_row: dict[str, float] = {}
         self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
 
     def open(self, tracking: Tracking) -> None:
@@ -79,30 +89,74 @@ class Member:
         folder = self.run.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
-        for leftover in ("checkpoint", "sae"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-        self.handler = logging.FileHandler(folder / "run.log", mode="w")
+        shutil.rmtree(folder / "sae", ignore_errors=True)
+        saved = checkpoint.latest(folder / "checkpoint", identity(self.run.config))
+        self.handler = logging.FileHandler(folder / "run.log", mode="a" if saved else "w")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log.addHandler(self.handler)
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
         # The tracker first: the old rows tell it what it already has of an earlier attempt.
         self.tracked: TrackedRun = tracking.open(self.run)
-        self.rows: IO[str] = (folder / "metrics.jsonl").open("w", buffering=1)
-        self.started = self.row_time = time.monotonic()
+        self.started = self.row_time = self.saved_time = time.monotonic()
         self.row_tokens = 0
+        if saved:
+            self._resume(saved)
+        else:
+            checkpoint.clear(folder / "checkpoint")
+            write_text(folder / "metrics.jsonl", "")
+        self.rows: IO[str] = (folder / "metrics.jsonl").open("a", buffering=1)
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
 
-    def advance(self, chunk: Float[Tensor, "chunk d_in"]) -> None:
-        """Train on one chunk; at the last one evaluate and write the result."""
+    def _resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Take the state over, and cut the rows that came after it."""
+        snapshot.restore(self.trainer, self.fine_tuner, saved.tensors, saved.state)
+        self.started -= saved.state["seconds"]
+        self.row_tokens, self.last_row = self.trainer.tokens, saved.state["last_row"]
+        path = self.run.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _tokens(line) <= saved.tokens]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self.display.advance(self.index, saved.tokens)
+        self.log.info("resumed at %d tokens", saved.tokens)
+
+    def advance(self, chunk: Float[Tensor, "chunk d_in"], start: int) -> None:
+        """Train on one chunk, whose first token is number `start`; at the last one, finish."""
         try:
             for batch in chunk.split(self.stream.given.batch_tokens):
-                self._train(batch)
-                if self.trainer.tokens >= self.total_tokens:
-                    self._finish()
-                    return
+                # What a checkpoint already has is passed over.
+                if start >= self.trainer.tokens and not self.trained:
+                    self._train(batch)
+                    self._save_if_due()
+                start += len(batch)
+            self.finish_if_trained()
         except Exception as error:
             self.fail(error)
+
+    @property
+    def trained(self) -> bool:
+        """Whether only the evaluation is left."""
+        return self.trainer.tokens >= self.total_tokens
+
+    def finish_if_trained(self) -> None:
+        """Evaluate and write the result, if training is over."""
+        try:
+            if self.trained:
+                self._finish()
+        except Exception as error:
+            self.fail(error)
+
+    def _save_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self.saved_time < 60 * self.run.config["checkpoint_minutes"]:
+            return
+        tensors, numbers = snapshot.take(self.trainer, self.fine_tuner)
+        state = numbers | {"seconds": now - self.started, "last_row": self.last_row}
+        self.rows.flush()
+        key = identity(self.run.config)
+        saved = checkpoint.Checkpoint(key, self.trainer.tokens, tensors, state)
+        checkpoint.save(self.run.folder / "checkpoint", saved)
+        self.saved_time = time.monotonic()
 
     def fail(self, error: Exception) -> None:
         """Record the traceback in the run's log and one line in `failed.json`."""
@@ -169,6 +223,7 @@ class Member:
         outcome = results.result(self.run, figures)
         self.rows.flush()
         write_json(self.run.folder / "result.json", outcome)
+        checkpoint.clear(self.run.folder / "checkpoint")
         self._close(outcome, outcome, "finished")
 
     def _close(
@@ -177,6 +232,10 @@ class Member:
         self.outcome = outcome
         self.tracked.finish(summary, failed=status == "failed")
         self.display.finished(self.index, status)
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Close what `open` opened; a second time does nothing."""
         self.log.removeHandler(self.handler)
         with suppress(OSError):  # a full disk; what matters is written, or reported, by now
             self.handler.close()

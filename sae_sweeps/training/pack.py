@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae_sweeps import options
 from sae_sweeps.build import build
@@ -40,10 +42,11 @@ def train_pack(
     stream = open_stream(config, device)
     members = [Member(index, run, stream, display) for index, run in enumerate(runs)]
     on_ready()
-    for member in members:
-        member.open(tracking)
     display.started(sum(member.total_tokens for member in members), [run.label for run in runs])
-    with ThreadPoolExecutor(workers(device, config["threads"])) as pool:
+    with ExitStack() as opened, ThreadPoolExecutor(workers(device, config["threads"])) as pool:
+        for member in members:
+            member.open(tracking)
+            opened.callback(member.close_files)
         _train(members, stream, pool)
     return [member.outcome for member in members if member.outcome is not None]
 
@@ -56,26 +59,44 @@ def open_stream(config: dict[str, Any], device: torch.device) -> Stream:
 
 def _train(members: list[Member], stream: Stream, pool: ThreadPoolExecutor) -> None:
     """Chunk after chunk through all members; the next chunk is computed meanwhile."""
-    longest = max(member.total_tokens for member in members)
-    upcoming = pool.submit(stream.chunk, 0)
-    for index in count():
-        active = [member for member in members if member.outcome is None]
-        if not active:
-            upcoming.cancel()
-            return
+    list(pool.map(Member.finish_if_trained, members))
+    active = _unfinished(members)
+    if not active:
+        return
+    # Those that resume further on pass over what they have.
+    first = min(member.trainer.tokens for member in active) // stream.chunk_tokens
+    upcoming = pool.submit(stream.chunk, first)
+    for index in count(first):
         try:
             chunk = upcoming.result()
-            if (index + 1) * stream.chunk_tokens < longest:
-                upcoming = pool.submit(stream.chunk, index + 1)
-            elif stream.target.has_loss:
-                # Before the members ask for it, all at once.
-                for tokens in {member.evaluation.ce_tokens for member in active} - {0}:
-                    stream.reference_ce(tokens)
+            upcoming = _ahead(active, stream, pool, index + 1) or upcoming
         except Exception as error:
             for member in active:
                 member.fail(error)
             return
-        list(pool.map(partial(Member.advance, chunk=chunk), active))
+        start = index * stream.chunk_tokens
+        list(pool.map(partial(Member.advance, chunk=chunk, start=start), active))
+        active = _unfinished(active)
+        if not active:
+            upcoming.cancel()
+            return
+
+
+def _unfinished(members: list[Member]) -> list[Member]:
+    return [member for member in members if member.outcome is None]
+
+
+def _ahead(
+    active: list[Member], stream: Stream, pool: ThreadPoolExecutor, index: int
+) -> Future[Tensor] | None:
+    """Begin with chunk `index`, if anyone will need it, else with what evaluation needs."""
+    if any(index * stream.chunk_tokens < member.total_tokens for member in active):
+        return pool.submit(stream.chunk, index)
+    if stream.target.has_loss:
+        # Before the members ask for it, all at once.
+        for tokens in {member.evaluation.ce_tokens for member in active} - {0}:
+            stream.reference_ce(tokens)
+    return None
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,255 @@
+"""Interrupted runs go on where their last checkpoint was, to the same weights and rows."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import Quiet, small_run, train
+from torch import Tensor
+
+from sae_sweeps import checkpoint
+from sae_sweeps.checkpoint import Checkpoint, latest, save
+from sae_sweeps.run import Run
+from sae_sweeps.tracking.off import Off
+from sae_sweeps.training.pack import train_pack
+
+PACK = {
+    "topk": ["method=topk"],
+    "mutual_choice + aux_zipf": ["method=mutual_choice", "aux_loss=aux_zipf"],
+    "feature_choice, drawn": ["method=feature_choice", "allocator.rounding=stochastic"],
+    "gated + neuron_resampling": ["method=gated", "resampling=neuron_resampling"],
+    "jumprelu_l0": ["architecture=jumprelu_l0", "allocator=none", "aux_loss=none"],
+    "relu_p_anneal": ["architecture=relu_p_anneal", "allocator=none", "aux_loss=none"],
+    "relu_april": ["architecture=relu_april", "allocator=none", "aux_loss=none"],
+    "matryoshka": ["architecture=matryoshka"],
+    "relu + scale": ["method=relu", "fine_tune=scale", "fine_tune.tokens=2048"],
+    "topk + kl": ["method=topk", "fine_tune=kl", "fine_tune.tokens=1024"],
+    "short": ["method=topk", "training.tokens=2048"],
+}
+OFTEN = "checkpoint_minutes=0"
+
+
+class Interrupted(BaseException):
+    """What no `except Exception` catches, as a killed process."""
+
+
+class Interrupting(Quiet):
+    """Interrupts a run of the pack after so many batches."""
+
+    def __init__(self, run: int, batches: int) -> None:
+        self.run, self.left = run, batches
+
+    def advance(self, run: int, tokens: int) -> None:
+        if run == self.run:
+            self.left -= 1
+            if self.left == 0:
+                raise Interrupted
+
+
+def pack(folder: Path, *also: str) -> list[Run]:
+    return [small_run(folder, *overrides, *also) for overrides in PACK.values()]
+
+
+def left_behind(run: Run) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """Weights, figures and rows, less what depends on the time."""
+    weights = load_file(run.folder / "checkpoint" / "weights.safetensors")
+    result = json.loads((run.folder / "result.json").read_text())
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["perf/tokens_per_s"]
+    del result["cost"], result["config"]
+    return weights, result, rows
+
+
+def assert_same(run: Run, other: Run) -> None:
+    (ours, result, rows), (theirs, their_result, their_rows) = map(left_behind, (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.equal(theirs[name]), f"{run.label}: {name}"
+    assert rows == their_rows
+    assert result == their_result
+    assert list((run.folder / "checkpoint").iterdir()) == [
+        run.folder / "checkpoint" / "weights.safetensors"
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    runs = pack(tmp_path_factory.mktemp("undisturbed"))
+    assert all(isinstance(outcome, dict) for outcome in train(*runs))
+    return runs
+
+
+# One worker trains the undisturbed pack for all tests.
+pytestmark = pytest.mark.xdist_group("resume")
+
+
+@pytest.mark.parametrize(
+    ("member", "batches"),
+    [("topk", 1), ("gated + neuron_resampling", 5), ("relu + scale", 10), ("topk + kl", 9)],
+)
+def test_a_resumed_pack_ends_like_an_undisturbed_one(
+    member: str, batches: int, undisturbed: list[Run], tmp_path: Path
+) -> None:
+    runs = pack(tmp_path, OFTEN)
+    with pytest.raises(Interrupted):
+        train_pack(runs, Off(), Interrupting(list(PACK).index(member), batches))
+    assert all(isinstance(outcome, dict) for outcome in train(*runs))
+    for run, other in zip(runs, undisturbed, strict=True):
+        assert_same(run, other)
+
+
+def test_members_go_on_from_different_positions(undisturbed: list[Run], tmp_path: Path) -> None:
+    """Interrupted again and again, each time another member first and further on."""
+    runs = pack(tmp_path, OFTEN)
+    names = list(PACK)
+    for batches, name in enumerate([names[3], names[6], names[0], names[8]], start=2):
+        alone = runs[names.index(name)]
+        with pytest.raises(Interrupted):
+            train_pack([alone], Off(), Interrupting(0, batches))
+    positions = {
+        (found.tokens if (found := latest(run.folder / "checkpoint", run.folder.name)) else 0)
+        for run in runs
+    }
+    assert len(positions) == 5
+    assert all(isinstance(outcome, dict) for outcome in train(*runs))
+    for run, other in zip(runs, undisturbed, strict=True):
+        assert_same(run, other)
+
+
+def test_an_evaluation_begins_again_without_training(
+    undisturbed: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path, *PACK["topk"], OFTEN)
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sae_sweeps.training.member.evaluate", interrupted)
+        with pytest.raises(Interrupted):
+            train(run)
+    with monkeypatch.context() as patch:
+        patch.setattr("sae_sweeps.training.trainer.Trainer.step", interrupted)
+        [outcome] = train(run)
+    assert isinstance(outcome, dict)
+    assert_same(run, undisturbed[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: str, undisturbed: list[Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small_run(tmp_path, *PACK["topk"], OFTEN)
+    with pytest.raises(Interrupted):
+        train_pack([run], Off(), Interrupting(0, 6))
+    before, last = sorted((run.folder / "checkpoint").iterdir())
+    content = bytearray(last.read_bytes())
+    if damage == "flipped":
+        content[-100] ^= 1
+    last.write_bytes({"cut": content[:-7], "flipped": content, "emptied": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        [outcome] = train(run)
+    assert isinstance(outcome, dict)
+    assert f"{last} is passed over" in caplog.text and str(before) not in caplog.text
+    assert f"resumed at {4 * 512} tokens" in (run.folder / "run.log").read_text()
+    assert_same(run, undisturbed[0])
+
+
+def test_without_a_usable_checkpoint_a_run_starts_afresh(
+    undisturbed: list[Run], tmp_path: Path
+) -> None:
+    run = small_run(tmp_path, *PACK["topk"], OFTEN)
+    save(run.folder / "checkpoint", Checkpoint("another", 512, {"a": torch.ones(2)}, {}))
+    (run.folder / "metrics.jsonl").write_text('{"tokens": 512}\n{"tok')
+    assert isinstance(train(run)[0], dict)
+    assert_same(run, undisturbed[0])
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.tensor(7),
+        "c": torch.zeros(0),
+        "d": torch.ones(2) > 0,
+    }
+    for tokens in (5, 10, 200):
+        save(tmp_path, Checkpoint("id", tokens, tensors, {"row": {"x": 0.1}}))
+    names = [path.stem for path in sorted(tmp_path.iterdir())]
+    assert [int(name.removeprefix("step-")) for name in names] == [10, 200]
+    found = latest(tmp_path, "id")
+    assert found is not None
+    assert found.tokens == 200 and found.state == {"row": {"x": 0.1}}
+    assert all(found.tensors[name].equal(tensor) for name, tensor in tensors.items())
+    assert latest(tmp_path, "other") is None
+    assert latest(tmp_path / "nowhere", "id") is None
+    checkpoint.clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+
+    def watch(folder: Path, taken: Checkpoint) -> None:
+        assert folder.name == "checkpoint"
+        saved.append(taken.tokens)
+
+    monkeypatch.setattr("sae_sweeps.checkpoint.save", watch)
+    train(small_run(tmp_path / "a", *PACK["topk"]))
+    assert saved == []  # five minutes do not go by
+    train(small_run(tmp_path / "b", *PACK["topk"], OFTEN))
+    assert saved == list(range(512, 4097, 512))
+
+
+SWEEP = [
+    *("method=topk,mutual_choice,gated", "k=4", "d_sae=64", "name=killed", "tracking=off"),
+    *("stream.batch_tokens=256", "stream.chunk_tokens=1024", "stream.calibration_tokens=1024"),
+    *("training.tokens=98304", "evaluation.tokens=1024", "evaluation.ce_tokens=256", "device=cpu"),
+]
+
+
+def sweep(place: Path, *also: str) -> "subprocess.Popen[bytes]":
+    place.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "sae_sweeps", *SWEEP, *also]
+    with Path(os.devnull).open("wb") as nowhere:
+        return subprocess.Popen(
+            command, cwd=place, start_new_session=True, stdout=nowhere, stderr=nowhere
+        )
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
+    assert sweep(tmp_path / "whole").wait(120) == 0
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        running = sweep(tmp_path / "killed", "checkpoint_minutes=0.002")
+        try:
+            assert running.wait(2.5 + moments.random() * 3 + kills / 5) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            kills += 1
+        assert kills < 40
+        time.sleep(0.1)
+    assert kills >= 3
+    folders = sorted((tmp_path / "whole/outputs/killed/runs").iterdir())
+    assert len(folders) == 3
+    for folder in folders:
+        ours = tmp_path / "killed/outputs/killed/runs" / folder.name
+        runs = [Run(f.name, "killed", f, {}, {}, []) for f in (ours, folder)]
+        (weights, result, rows), (whole, their_result, their_rows) = map(left_behind, runs)
+        assert all(weights[name].equal(whole[name]) for name in whole)
+        assert rows == their_rows
+        assert result == their_result
