@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from sae_sweeps import commands
+from sae_sweeps.run import one_line
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def _run(arguments: list[str]) -> int:
     if completing and not commands.completes_overrides(completing):
         return 0
     if first and "=" not in first and first[0] not in "-+~":
-        sys.stderr.write(f"sae-sweeps: {commands.unknown(first)}\n")
+        sys.stderr.write(f"sae-sweeps: {one_line(commands.unknown(first))}\n")
         return 1
     from sae_sweeps import app
 

@@ -3,10 +3,12 @@
 import os
 import re
 import sys
-from argparse import ArgumentError
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -27,6 +29,11 @@ from sae_sweeps.run import ConfigError, did_you_mean, one_line
 HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
 """Inside the package in a wheel, beside it in a checkout."""
+
+NO_OPTION = r"null|true|false|[-\d.]*|.*\.\..*|[\[{].*"
+"""What is no option file's name; Hydra would read a list of them as one merged option."""
+DEEPEST = 20
+"""Brackets in brackets; the parsers of Hydra and OmegaConf recurse, and run out of stack."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -64,38 +71,46 @@ def run(arguments: list[str]) -> int:
 
 
 def arranged(arguments: list[str]) -> list[str]:
-    """Put flags before overrides and ask for a multirun; raises ConfigError for a wrong flag.
+    """Put overrides before flags and ask for a multirun; raises ConfigError for a wrong flag.
 
     Always a multirun: so a single run is a sweep of one point, and Hydra reports a mistake in the
     config, where else it would call a command with axes ambiguous.
     """
     parser = get_args_parser()
-    parser.exit_on_error = False
-    try:
-        args, rest = parser.parse_known_args(arguments)
-    except ArgumentError as error:
-        raise ConfigError(one_line(error)) from error
+    parser.error = _refuse
+    args, rest = parser.parse_known_args(arguments)
     for word in rest:
         if word.startswith("-"):
             flags = [flag for action in parser._actions for flag in action.option_strings]
-            raise ConfigError(f"{word!r} is not a flag.{did_you_mean(word, flags)}")
+            hint = did_you_mean(word, flags) or " Options have no dashes: k=16."
+            raise ConfigError(f"{one_line(repr(word))} is not a flag.{hint}")
     overrides = [word for word in arguments if word in [*args.overrides, *rest]]
-    flags = [word for word in arguments if word not in overrides]
-    _refuse_no_option(overrides)
+    flags = [word for word in arguments if word not in overrides and word != "--"]
+    if args.shell_completion and "COMP_LINE" not in os.environ and "query" in str(overrides):
+        raise ConfigError(f"{overrides[0]!r} is for shells to ask: COMP_LINE is not set.")
+    for word in overrides:
+        _refuse_word(word)
     others = (args.run, args.cfg, args.info, args.help, args.hydra_help, args.shell_completion)
     if any(others):
-        return [*flags, *overrides]
+        return [*overrides, *flags]  # `--info`, whose value may be left out, would take one
     multirun = [] if args.multirun else ["--multirun"]
-    return [*multirun, *flags, *loosened(overrides)]
+    return [*loosened(overrides), *multirun, *flags]
 
 
-def _refuse_no_option(overrides: Sequence[str]) -> None:
-    """Refuse `method=null`, where Hydra's own words do not say which group is meant."""
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if key in (*GROUPS, *GLOBAL_GROUPS) and re.fullmatch(r"null|true|false|[-\d.]*", value):
-            text = f"{key} is {value or 'empty'}, expected the name of an option."
-            raise ConfigError(text)
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(one_line(message))
+
+
+def _refuse_word(word: str) -> None:
+    """Refuse what Hydra would not, or in words that do not say which option is meant."""
+    key, equals, value = word.partition("=")
+    shown = one_line(repr(word))
+    if not key.lstrip("+~") or not (equals or word.startswith("~")):
+        raise ConfigError(f"{shown} is not an option: write key=value, without spaces (k=4,8).")
+    if max(accumulate((c in "[{(") - (c in "]})") for c in word)) > DEEPEST:
+        raise ConfigError(f"{shown} is nested too deeply.")
+    if key.lstrip("+") in (*GROUPS, *GLOBAL_GROUPS) and re.fullmatch(NO_OPTION, value):
+        raise ConfigError(f"{key} is {value or 'empty'}, expected the name of an option.")
 
 
 @contextmanager
@@ -105,7 +120,10 @@ def hydra_as_library(arguments: Sequence[str]) -> Generator[None, None, None]:
     sys.argv = [argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        with warnings.catch_warnings():
+            # Each tells of a mistake, such as a search path that is not there.
+            warnings.filterwarnings("error", module="hydra")
+            yield
     finally:
         sys.argv = argv
         if full_error is None:

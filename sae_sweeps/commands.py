@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
@@ -32,14 +33,21 @@ VERBS: dict[
 """Per verb its help, what arguments it takes, and what it does."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
 def main(argv: list[str]) -> int:
     """Run a verb; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="sae-sweeps")
+    parser = Parser(prog="sae-sweeps")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, (text, add_arguments, _) in VERBS.items():
         add_arguments(verbs.add_parser(verb, help=text, description=text))
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         return VERBS[args.verb][2](args)
     except ConfigError as error:
         sys.stderr.write(f"sae-sweeps: {one_line(error)}\n")

@@ -4,8 +4,6 @@ Nothing that a config names is imported (see `build.signature`).
 """
 
 import ast
-import hashlib
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,7 +12,15 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sae_sweeps.build import expected, finite, fit, signature
-from sae_sweeps.run import ConfigError, did_you_mean, label, one_line
+from sae_sweeps.run import (
+    NOT_IDENTITY,
+    ConfigError,
+    did_you_mean,
+    digest,
+    identity,
+    label,
+    one_line,
+)
 
 GROUPS = (
     *("architecture", "allocator", "aux_loss", "resampling", "fine_tune"),
@@ -23,9 +29,6 @@ GROUPS = (
 GLOBAL_GROUPS = ("method", "sweep")
 SECTIONS = {"stream": "Stream", "training": "Training", "evaluation": "Evaluation"}
 OPTIONS_MODULE = "sae_sweeps.options"
-
-NOT_IDENTITY = frozenset({"name", "device", "threads", "tracking", "evaluation", "k"})
-"""What cannot change a run's weights; the dial `k` acts only through the options it sets."""
 
 STREAM_KEYS = ("target_model", "data", "stream")
 """Runs that agree in these read the same batches and can share a pack."""
@@ -157,13 +160,25 @@ def omegaconf_line(error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be given: it has no default."
     first = str(error).splitlines()[0]
-    first = first.removeprefix("ConfigError raised while resolving interpolation: ")
+    if re.search("RecursionError|refers to itself", first):
+        return one_line(f"{error.full_key} refers to itself.")
+    first = re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
     parent = error.parent_node
     name = str(error.full_key or "").rpartition(".")[2]
     if " not in " in first and isinstance(parent, Container):
         known = parent.keys() if isinstance(parent, DictConfig) else ()
-        return f"{error.full_key} is not an option.{did_you_mean(name, known)}"
+        elsewhere = _elsewhere(name, parent) if name == error.full_key else ""
+        guess = elsewhere or did_you_mean(name, known)
+        return f"{one_line(error.full_key)} is not an option.{guess}"
     return one_line(f"{error.full_key}: {first}" if error.full_key else first)
+
+
+def _elsewhere(name: str, root: Container) -> str:
+    """End a complaint about `lr` with `training.lr`."""
+    nodes = OmegaConf.to_container(root, resolve=False)
+    items = nodes.items() if isinstance(nodes, dict) else ()
+    paths = [f"{key}.{name}" for key, node in items if isinstance(node, dict) and name in node]
+    return f" Did you mean {paths[0]!r}?" if paths else ""
 
 
 def _refuse_volatile(path: str, value: Any) -> None:
@@ -182,20 +197,9 @@ def _refuse_volatile(path: str, value: Any) -> None:
 # --- Identity and names --------------------------------------------------------------------
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """Hash what can change a run's weights, of a checked config."""
-    return digest({key: value for key, value in config.items() if key not in NOT_IDENTITY})
-
-
 def stream_identity(config: Mapping[str, Any]) -> str:
     """Hash what the activation batches are a function of."""
     return digest({key: config[key] for key in STREAM_KEYS})
-
-
-def digest(value: object) -> str:
-    """Hash plain data: 64 hex digits, the same on every machine."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
@@ -241,11 +245,12 @@ def total_tokens(root: Container) -> int | float:
     raise ConfigError(f"training.tokens is {one_line(repr(tokens))}, expected int.")
 
 
-def share(fraction: Any, *, _root_: Container) -> int:
+def share(*given: Any, _root_: Container) -> int:
     """`${share:0.05}`: that share of training.tokens, as a whole number of tokens."""
-    if type(fraction) not in (int, float) or not finite(fraction):
-        raise ConfigError(f"${{share:{fraction}}} needs a number, such as ${{share:0.05}}.")
-    return round(fraction * total_tokens(_root_))
+    if len(given) == 1 and type(given[0]) in (int, float) and finite(given[0]):
+        return round(given[0] * total_tokens(_root_))
+    text = ",".join(map(str, given))
+    raise ConfigError(f"${{share:{text}}} needs a number, such as ${{share:0.05}}.")
 
 
 def run_id(*, _root_: DictConfig) -> str:

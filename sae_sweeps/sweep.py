@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 
 from sae_sweeps import files
 from sae_sweeps.config import identity, run_name, stream_identity
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.run import METRICS_VERSION, ConfigError, Run
 
 MANIFEST_VERSION = 1
 RESULT_VERSION = 1
-ONE_PER_SWEEP = ("tracking", "evaluation", "device", "threads")
+ONE_PER_SWEEP = ("tracking", "evaluation", "device", "threads", "checkpoint_minutes")
 """Sections that cannot change the weights, hence no axes: their points would be one run."""
 
 PACKAGES = (
@@ -53,7 +53,13 @@ class Plan:
     packs: list[list[Run]]
     """The runs to train, by stream."""
     remeasured: list[list[Run]]
-    """Finished runs that were measured with other evaluation options, by stream."""
+    """Finished runs that were measured with other options or other metrics, by stream."""
+
+    @property
+    def resumed(self) -> int:
+        """How many of the runs to train have a checkpoint to go on from."""
+        runs = [run for pack in self.packs for run in pack]
+        return sum(any((run.folder / "checkpoint").glob("step-*")) for run in runs)
 
     @property
     def repeated(self) -> int:
@@ -77,13 +83,20 @@ def plan(name: str, folder: Path, points: list[Point]) -> Plan:
             stream = stream_identity(point.config)
             if result is None:
                 packs.setdefault(stream, []).append(run)
-            elif result["config"]["evaluation"] != run.config["evaluation"]:
+            elif _measured_otherwise(result, run):
                 remeasured.setdefault(stream, []).append(run)
             else:
                 finished[run.name] = result
         runs.append(known[key])
     groups = list(packs.values()), list(remeasured.values())
     return Plan(name, folder, points, runs, finished, *groups)
+
+
+def _measured_otherwise(result: Mapping[str, Any], run: Run) -> bool:
+    """Say whether a finished run's figures are not those that it would get today."""
+    version = result.get("evaluation", {}).get("metrics_version")
+    other_options = result["config"]["evaluation"] != run.config["evaluation"]
+    return other_options or version != METRICS_VERSION
 
 
 def _run(sweep: str, folder: Path, point: Point, key: str) -> Run:

@@ -40,6 +40,10 @@ BAD: dict[str, list[str]] = {
     "architecture.l1_coef is 'aut', expected float or 'auto'. Did": ["architecture.l1_coef=aut"],
     "target_model.dtype is 'float3', expected": ["target_model.dtype=float3"],
     "tracking.tags is 'a', expected list[str].": ["tracking=wandb", "tracking.tags=a"],
+    "allocator.rounding is 'random', expected 'largest_remainder' or 'stochastic'.": [
+        "method=feature_choice",
+        "allocator.rounding=random",
+    ],
     "allocator is null, expected the name of an option.": ["allocator=null"],
     "sweep is empty, expected the name of an option.": ["sweep="],
     "training.tokens is None, expected int.": ["training=3"],
@@ -57,6 +61,12 @@ BAD: dict[str, list[str]] = {
     "training.lr is 0, expected more than 0.": ["training.lr=0"],
     "training.beta1 is 1, expected at least 0 and less than 1.": ["training.beta1=1"],
     "aux_loss.coef is -1, expected at least 0.": ["aux_loss.coef=-1"],
+    "aux_loss.tau is 0, expected more than 0.": ["aux_loss=aux_zipf", "aux_loss.tau=0"],
+    "aux_loss.shift is -1, expected at least 0.": ["aux_loss=aux_zipf", "aux_loss.shift=-1"],
+    "aux_loss.target_l0 is 2000, expected at most d_sae": [
+        "aux_loss=aux_zipf",
+        "aux_loss.target_l0=2000",
+    ],
     "architecture.l1_coef is -0.1, expected at least 0.": ["architecture.l1_coef=-0.1"],
     "architecture.bandwidth is 0": ["method=jumprelu", "architecture.bandwidth=0"],
     "training.tokens is 0, expected at least 1.": ["training.tokens=0"],
@@ -122,6 +132,7 @@ def refusal(capsys: pytest.CaptureFixture[str], where: Path) -> str:
     said = capsys.readouterr()
     lines = said.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("sae-sweeps: "), said.err
+    assert len(lines[0]) < 420
     assert "Traceback" not in said.err and said.out == ""
     assert not (where / "outputs").exists()
     return lines[0]
@@ -173,12 +184,15 @@ def test_the_batch_that_feature_choice_needs_is_named_and_enough(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run(*SCARCE) == 1
-    needed = int(refusal(capsys, tmp_path).partition("stream.batch_tokens=")[2].split()[0])
+    line = refusal(capsys, tmp_path)
+    assert line.endswith(", or allocator.rounding=stochastic.")
+    needed = int(line.partition("stream.batch_tokens=")[2].split()[0])
     others = [word for word in SCARCE if not word.startswith("stream")]
     assert run(*others, f"stream.batch_tokens={needed - 1}") == 1
     capsys.readouterr()
     assert run(*others, f"stream.batch_tokens={needed}") == 0
     assert run(*SCARCE, "allocator.shift=1000") == 0
+    assert run(*SCARCE, "allocator.rounding=stochastic") == 0
 
 
 def test_a_file_that_shadows_a_shipped_one(

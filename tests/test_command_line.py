@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sae_sweeps import __main__, rules
-from sae_sweeps.run import Run
+from sae_sweeps import __main__, target_rules
+from sae_sweeps.run import METRICS_VERSION, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +47,7 @@ class Trainer:
         display.metrics(index, {"l0": 16.0, "fvu": 0.1})
         display.finished(index, "finished")
         result = {"version": 1, "run": run.name, "config": run.config, "metrics": {"l0": 1.0}}
+        result["evaluation"] = {"metrics_version": METRICS_VERSION}
         (run.folder / "result.json").write_text(json.dumps(result))
         return result
 
@@ -83,7 +84,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trainer
     monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
     for name in ("HF_HUB_CACHE", "COMP_LINE"):
         monkeypatch.delenv(name, raising=False)
-    rules._hub_answers.cache_clear()  # pyright: ignore[reportPrivateUsage, reportFunctionMemberAccess]
+    target_rules._hub_answers.cache_clear()  # pyright: ignore[reportPrivateUsage, reportFunctionMemberAccess]
     importlib.invalidate_caches()
     yield fake
 

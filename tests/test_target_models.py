@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sae_sweeps import rules
+from sae_sweeps import rules, target_rules
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.data.none import NoData
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
@@ -605,7 +605,7 @@ def test_a_folder_may_begin_with_a_tilde(
     folder = folders["llama"]
     monkeypatch.setenv("HOME", str(folder.parent))
     model = f"~/{folder.name}"
-    assert rules.model_folder(model) == folder
+    assert target_rules.model_folder(model) == folder
     assert target(Embedded(context_tokens=64), model=model).d_in == 32
 
 

@@ -73,7 +73,8 @@ def refuse_shadows(master: DictConfig) -> None:
     for source in sources:
         if source.provider in SHIPPED or source.schema != "file":
             continue
-        for path in sorted(_files(source.path) & shipped):
+        # Looked up one by one: a user's folder may hold much else.
+        for path in sorted(path for path in shipped if (Path(source.path) / path).is_file()):
             text = f"{Path(source.path) / path} has the name of a shipped file, which would win"
             raise ConfigError(f"{text}: rename it.")
 

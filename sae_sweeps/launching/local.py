@@ -1,5 +1,6 @@
 """Trains a sweep's packs here, one after the other."""
 
+import re
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -55,8 +56,10 @@ class PackLauncher(ConfigLauncher):
     def launch_configs(self, points: list[Point]) -> list[JobReturn]:
         """Train what is not finished, then draw the report; one outcome per point, in order."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        plan = sweep.plan(sweep_name(_root_=self.config), folder, points)
-        tell_plan(plan)
+        try:
+            plan = sweep.plan(sweep_name(_root_=self.config), folder, points)
+        except OSError as error:
+            raise ConfigError(f"cannot read {error.filename}: {error.strerror}.") from error
         outcomes = train(plan, self.progress)
         return [_job(outcomes[run.name], run) for run in plan.runs]
 
@@ -73,6 +76,10 @@ def train(plan: Plan, progress: str) -> dict[str, Outcome]:
     """Train the packs, tell what failed, draw the report; outcomes by the run's name."""
     outcomes: dict[str, Outcome] = {**plan.finished}
     writer = Writer(plan)
+    if plan.packs or plan.remeasured:
+        reach_device(plan.points[0].config["device"])
+    else:
+        tell_plan(plan)
     with writer.locked():
         tracking = build(plan.points[0].config["tracking"])
         with _display(plan, progress) as display, messages(display):
@@ -104,7 +111,8 @@ def _display(plan: Plan, progress: str) -> "Display":
     from sae_sweeps.launching.progress import make
 
     ahead = [run for pack in plan.packs for run in pack]
-    tokens = sum(run.config["training"]["tokens"] for run in ahead)
+    phases = [run.config[phase] for run in ahead for phase in ("training", "fine_tune")]
+    tokens = sum(phase.get("tokens", 0) for phase in phases)
     return make(progress if ahead or plan.remeasured else "off", len(ahead), tokens)
 
 
@@ -134,6 +142,7 @@ class Writer:
             if not self.begun:
                 self._acquire()
                 sweep.write_manifest(self.plan)
+                tell_plan(self.plan)
                 self.begun = True
             for run in pack:
                 sweep.write_run_files(run)
@@ -165,8 +174,29 @@ def _train_pack(
         return train_pack(pack, tracking, display, on_ready=lambda: writer.ready(pack))
     except Exception as error:
         if not writer.begun:
+            _refuse_too_large(error)
             raise
         return [_record(run, error) for run in pack]
+
+
+def reach_device(name: str) -> None:
+    """Refuse a device that this machine does not have."""
+    import torch
+
+    try:
+        torch.empty(1, device=None if name == "auto" else name)
+    except Exception as error:  # torch has a type of its own for each kind of device
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"device is {name!r}, which cannot be had here: {why}") from error
+
+
+def _refuse_too_large(error: Exception) -> None:
+    """Word the lack of memory for a run's first tensors, whose sizes the config gives."""
+    tried = re.search(r"(?i)(tried|unable) to allocate ([\d.]+ \w+)", str(error))
+    if isinstance(error, MemoryError) or tried:
+        size = f" {tried[2]} more" if tried else ""
+        text = f"the first runs do not fit into memory, which cannot give{size or ' enough'}"
+        raise ConfigError(f"{text}: d_sae, a chunk or the target model is too large.") from error
 
 
 def _remeasure(
@@ -179,6 +209,7 @@ def _remeasure(
         return remeasure_pack(group, tracking, display, on_ready=lambda: writer.ready(group))
     except Exception as error:
         if not writer.begun:
+            _refuse_too_large(error)
             raise
         return [error for _ in group]
 

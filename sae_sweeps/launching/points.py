@@ -1,26 +1,31 @@
 """The sweeper: axes, paired points, and every point checked before the first one starts."""
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config import default_name
 from sae_sweeps.launching.compose import ConfigLauncher, compose
-from sae_sweeps.launching.errors import is_users
+from sae_sweeps.launching.errors import is_users, line
 from sae_sweeps.launching.summary import tell_failures
-from sae_sweeps.run import ConfigError
+from sae_sweeps.run import ConfigError, one_line
 
 ONE_PER_SWEEP = ("name", "sweep")
+MOST_POINTS = 10_000
+"""Points of a sweep: composing as many takes a quarter of an hour."""
 
 
 def literal(value: Any) -> str:
@@ -114,7 +119,11 @@ class PointsSweeperBase(Sweeper):
 
     def _settle_name(self, arguments: list[str]) -> None:
         """Derive the name once: composed point by point, each would derive another."""
-        if self.master.get("name") is None:
+        try:
+            given = self.master.get("name")
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"name: {line(error)}") from error
+        if given is None:
             fixed = [text for o in self._parse(arguments) for text in _fixed(o)]
             with read_write(self.master), open_dict(self.master):
                 self.master.name = default_name(self.master, fixed)
@@ -130,6 +139,9 @@ def _crossed(overrides: list[Override]) -> list[list[str]]:
     for override in overrides:
         key = override.get_key_element()
         axes[key] = [f"{key}={value}" for value in _values(override)]
+    count = prod(len(values) for values in axes.values())
+    if count > MOST_POINTS:
+        raise ConfigError(f"the axes have {count} combinations, expected at most {MOST_POINTS}.")
     return [list(point) for point in product(*axes.values())]
 
 
@@ -139,7 +151,21 @@ def _values(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line} has no single values; give a list or a range.")
-    return list(override.sweep_string_iterator())
+    try:
+        _refuse_endless(override)
+        return list(override.sweep_string_iterator())
+    except (ArithmeticError, HydraException, ValueError) as error:
+        text = f"{one_line(repr(override.input_line))}: {one_line(error)}"
+        raise ConfigError(text) from error
+
+
+def _refuse_endless(override: Override) -> None:
+    """Refuse a range of billions, which would not fit into memory."""
+    sweep = override.value()
+    if isinstance(sweep, RangeSweep):
+        values = islice(sweep.range(), MOST_POINTS + 1)
+        if sum(1 for _ in values) > MOST_POINTS:
+            raise ValueError(f"more than {MOST_POINTS} values, the most points of a sweep.")
 
 
 def _error(job: JobReturn) -> BaseException | None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sae_sweeps.launching.errors import last_line
+from sae_sweeps.run import one_line
 from sae_sweeps.sweep import Plan
 
 
@@ -14,8 +15,8 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Write a line about something wrong."""
-    sys.stderr.write(f"sae-sweeps: {text}\n")
+    """Write one line about something wrong."""
+    sys.stderr.write(f"sae-sweeps: {one_line(text)}\n")
     sys.stderr.flush()
 
 
@@ -23,6 +24,8 @@ def tell_plan(plan: Plan) -> None:
     """Say how many runs are ahead and why others are not."""
     todo = sum(len(pack) for pack in plan.packs)
     parts = [f"{todo} {'run' if todo == 1 else 'runs'} to train"]
+    if plan.resumed:
+        parts.append(f"{plan.resumed} of them from a checkpoint")
     if plan.remeasured:
         parts.append(f"{sum(len(group) for group in plan.remeasured)} to measure anew")
     if plan.finished:
