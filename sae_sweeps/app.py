@@ -90,9 +90,11 @@ def arranged(arguments: list[str]) -> list[str]:
         raise ConfigError(f"{overrides[0]!r} is for shells to ask: COMP_LINE is not set.")
     for word in overrides:
         _refuse_word(word)
+    # Overrides first: `--info`, whose value may be left out, would take one.
+    parser.parse_known_args([*overrides, *flags])
     others = (args.run, args.cfg, args.info, args.help, args.hydra_help, args.shell_completion)
     if any(others):
-        return [*overrides, *flags]  # `--info`, whose value may be left out, would take one
+        return [*overrides, *flags]
     multirun = [] if args.multirun else ["--multirun"]
     return [*loosened(overrides), *multirun, *flags]
 

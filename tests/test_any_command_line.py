@@ -83,7 +83,8 @@ def judge(line: Line, ended: Ended) -> str:
 def _refused(line: Line, ended: Ended, said: list[str]) -> str:
     assert not line.sound, "refused in spite of being sound"
     assert len(said) == 1 and SHORTEST <= len(said[0]) <= LONGEST, "not one line"
-    assert ended.out == "" and ended.files == (), "said or wrote something"
+    asked = any(word.startswith(("-i", "--info")) for word in line.words)  # told before refusing
+    assert (asked or ended.out == "") and ended.files == (), "said or wrote something"
     assert not any(word in said[0] for word in INTERNALS), "speaks of the inside"
     if line.culprit is not None:
         assert line.culprit in said[0], "does not name the mistake"

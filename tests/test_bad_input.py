@@ -257,6 +257,7 @@ def test_a_model_that_needs_the_network_when_there_is_none(
     assert "127.0.0.1 does not answer" in refusal(capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_in_the_cache_or_a_folder_is_judged_by_its_config(
     run: Callable[..., int],
     capsys: pytest.CaptureFixture[str],

@@ -123,6 +123,7 @@ def test_a_single_run_is_a_sweep_of_one_point(
     assert trainer.reports == [only.folder.parent.parent]
 
 
+@pytest.mark.slow
 def test_a_named_sweep_goes_to_its_folder(run: Callable[..., int], trainer: Trainer) -> None:
     assert run("-m", "+sweep=pareto", "k=4,8") == 0
     assert len(trainer.runs) == 12

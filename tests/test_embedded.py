@@ -59,6 +59,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return attempts
 
 
+@pytest.mark.slow
 def test_bridge_loads_offline_and_beats_the_trigram(connections: list[object]) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -194,6 +195,7 @@ def test_rows_open_with_bos_and_cover_the_stream() -> None:
     assert rows[:, 1:].flatten().tolist() == ids[: 2 * (CONTEXT - 1)].tolist()
 
 
+@pytest.mark.slow
 def test_training_repeats_with_its_seed_and_learns() -> None:
     ids = np.random.default_rng(0).integers(1, 20, size=6000).astype(np.uint16)
     rows = make_rows(ids)

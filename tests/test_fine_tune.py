@@ -78,6 +78,7 @@ def test_fold_reconstructs_what_the_phase_did(method: str, tmp_path: Path) -> No
     torch.testing.assert_close(folded.recon, step.recon, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scale_finds_what_least_squares_finds(tmp_path: Path) -> None:
     sae, x = sae_of(tmp_path, "method=relu"), batch_of(4096)
     with torch.no_grad():
@@ -229,7 +230,13 @@ def test_kl_against_the_naive_loss(method: str, tmp_path: Path) -> None:
 # --- A whole run ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", sorted(p.stem for p in (CONF / "architecture").iterdir()))
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(path.stem, marks=[] if path.stem == "gated" else pytest.mark.slow)
+        for path in sorted((CONF / "architecture").iterdir())
+    ],
+)
 def test_every_phase_ends_every_method(architecture: str, tmp_path: Path) -> None:
     chosen = [f"architecture={architecture}", "allocator=none", "aux_loss=none"]
     base = small_run(tmp_path, *chosen)
@@ -253,7 +260,7 @@ def run_tokens(folder: Path) -> list[int]:
     return [json.loads(line)["tokens"] for line in lines]
 
 
-@pytest.mark.parametrize("phase", ["scale", "kl"])
+@pytest.mark.parametrize("phase", [pytest.param("scale", marks=pytest.mark.slow), "kl"])
 def test_a_tuned_run_is_the_same_alone(phase: str, tmp_path: Path) -> None:
     chosen = ["method=mutual_choice", f"fine_tune={phase}", "fine_tune.tokens=1024"]
     alone, packed = small_run(tmp_path / "a", *chosen), small_run(tmp_path / "b", *chosen)

@@ -401,6 +401,7 @@ def test_results_that_cannot_be_read_are_told_and_left_out(tmp_path: Path) -> No
     assert text.count("unreadable") == 3 and "earlier attempt" not in text
 
 
+@pytest.mark.slow
 def test_five_hundred_runs(tmp_path: Path) -> None:
     options = [{"d_sae": 2**power} for power in range(6, 13)]
     write_sweep(tmp_path, ks=[2**n for n in range(6)], seeds=(0, 1), options=options)

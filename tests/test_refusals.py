@@ -65,6 +65,7 @@ BAD: dict[str, list[str]] = {
     "overriding with `hydra.mode=MULTIRUN`": ["hydra.mode=RUN"],
     "'--k' is not a flag. Options have no dashes: k=16.": ["--k", "16"],
     "ambiguous option: --config could match": ["--config", "x"],
+    "argument --config-name/-cn: expected one argument": ["k=1", "-cn", "k=1"],
     "'query=bash' is for shells to ask: COMP_LINE is not set.": ["-sc", "query=bash"],
 }
 

@@ -380,6 +380,7 @@ def test_fewer_latents_are_dead_in_the_end(method: str, tmp_path: Path) -> None:
     assert not any("features/resampled" in row for row in rows_of(without))
 
 
+@pytest.mark.slow
 def test_company_changes_nothing(tmp_path: Path) -> None:
     methods = ["method=relu", "method=gated"]
     packed = [small_run(tmp_path / "packed", method, *DEADLY, RESAMPLING) for method in methods]

@@ -96,7 +96,12 @@ pytestmark = pytest.mark.xdist_group("resume")
 
 @pytest.mark.parametrize(
     ("member", "batches"),
-    [("topk", 1), ("gated + neuron_resampling", 5), ("relu + scale", 10), ("topk + kl", 9)],
+    [
+        ("gated + neuron_resampling", 5),
+        pytest.param("topk", 1, marks=pytest.mark.slow),
+        pytest.param("relu + scale", 10, marks=pytest.mark.slow),
+        pytest.param("topk + kl", 9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_pack_ends_like_an_undisturbed_one(
     member: str, batches: int, undisturbed: list[Run], tmp_path: Path
@@ -109,6 +114,7 @@ def test_a_resumed_pack_ends_like_an_undisturbed_one(
         assert_same(run, other)
 
 
+@pytest.mark.slow
 def test_members_go_on_from_different_positions(undisturbed: list[Run], tmp_path: Path) -> None:
     """Interrupted again and again, each time another member first and further on."""
     runs = pack(tmp_path, OFTEN)

@@ -243,6 +243,7 @@ def test_more_held_out_tokens_than_there_are_is_an_error() -> None:
         made.held_out(141)
 
 
+@pytest.mark.slow
 def test_a_finished_pack_lets_go_of_its_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +379,7 @@ def nearly(one: Tensor, other: Tensor) -> bool:
     return (one - other).abs().max().item() < 1e-5 * other.abs().max().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_saved_weights_take_raw_activations(folded: dict[str, Folded], method: str) -> None:
     made = folded[method]

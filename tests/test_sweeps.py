@@ -18,6 +18,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", list(overrides), return_hydra_config=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_axis_value_is_allowed(sweep: str) -> None:
     base = composed(f"+sweep={sweep}")

@@ -407,7 +407,7 @@ BAD: list[tuple[dict[str, float], str]] = [
     ({"l0": 0.0}, "l0 is 0, expected more than 0."),
     ({"exponent": -1.0}, "exponent is -1, expected at least 0."),
     ({"shift": -0.5}, "shift is -0.5, expected at least 0."),
-    ({"magnitude_sigma": -1.0}, "magnitude_sigma is -1, expected at least 0."),
+    ({"magnitude_sigma": -1.0}, "magnitude_sigma is -1, expected 0 to 10."),
     ({"correlation": 1.0}, "correlation is 1, expected at least 0 and less than 1."),
     ({"correlation": -0.1}, "correlation is -0.1, expected at least 0 and less than 1."),
     ({"group_size": 0}, "group_size is 0, expected at least 1."),

@@ -484,6 +484,7 @@ raise SystemExit(str(attempts) if attempts else 0)
 """
 
 
+@pytest.mark.slow
 def test_the_embedded_model_opens_no_socket(tmp_path: Path) -> None:
     """In a fresh process, with an empty cache and no variable that says to stay offline."""
     env = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
@@ -580,6 +581,7 @@ def test_an_unknown_folder_is_refused_without_a_call(
     assert "\n" not in str(refused.value) and no_network == []
 
 
+@pytest.mark.slow
 def test_no_hook_that_works_is_refused_before(
     data: Embedded, embedded_target: TransformerLens
 ) -> None:
@@ -819,6 +821,7 @@ def results(cwd: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+@pytest.mark.slow
 def test_runs_on_files_have_no_cross_entropy(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     codes = generator.exponential(size=(12000, 40)) * (generator.random((12000, 40)) < 0.1)
@@ -838,6 +841,7 @@ def test_runs_on_files_have_no_cross_entropy(tmp_path: Path) -> None:
         assert result["choices"]["data"] == "none"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_models_in_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
     axis = "target_model.model=" + ",".join(str(folder) for folder in folders.values())
     words = ["name=folders", "target_model=transformer_lens", axis, "data.context_tokens=64"]

@@ -302,6 +302,7 @@ def test_a_malformed_key_means_offline(
     assert "40" in said()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["closed", "silent"])
 def test_a_dead_server_means_offline_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str
@@ -334,6 +335,7 @@ def test_the_environment_wins(
     assert backend.requests == []
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_costs_training_nothing(
     tmp_path: Path,
     backend: Backend,
