@@ -26,8 +26,9 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "expected 1 to 2^26",
         lambda v: 1 <= v <= 2**26,
-        "d_sae d_in features tokens_per_row batch_tokens chunk_tokens calibration_tokens",
+        "d_sae d_in features tokens_per_row chunk_tokens calibration_tokens",
     ),
+    ("expected 2 to 2^26", lambda v: 2 <= v <= 2**26, "batch_tokens"),  # one has no variance
     ("expected 0 to 10", lambda v: 0 <= v <= 10, "*sigma"),
     ("expected 1 to 1024", lambda v: 1 <= v <= 1024, "threads"),
     ("expected 0 to 2^63 - 1", lambda v: 0 <= v < 2**63, "seed"),

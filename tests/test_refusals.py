@@ -21,6 +21,7 @@ BAD: dict[str, list[str]] = {
     "'seed=range(1,2,0)': range() arg 3 must not be zero": ["seed=range(1,2,0)"],
     # giants
     "threads is 2000, expected 1 to 1024.": ["threads=2000"],
+    "stream.batch_tokens is 1, expected 2 to 2^26.": ["stream.batch_tokens=1"],
     "stream.chunk_tokens is 1e+12, expected 1 to 2^26.": ["stream.chunk_tokens=1e12"],
     "stream.calibration_tokens is 1e+12, expected 1": ["stream.calibration_tokens=1e12"],
     "training.tokens is 1e+300, expected less than 2^63.": ["training.tokens=1e300"],
