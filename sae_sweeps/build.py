@@ -51,6 +51,34 @@ def signature(target: str) -> dict[str, ast.expr]:
     return {option: hint for option, hint in annotated.items() if hint is not None}
 
 
+@cache
+def ancestors(target: str) -> frozenset[str]:
+    """Return the names of the classes that a `_target_` inherits from.
+
+    Bases are followed within the target's own package and ours: others would have to be imported.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        body = _syntax(module).body
+    except LookupError:
+        return frozenset()
+    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+    bases = [_origin(ast.unparse(base), module, body) for node in classes for base in node.bases]
+    near = (module.partition(".")[0], __name__.partition(".")[0])
+    followed = [ancestors(base) for base in bases if base.partition(".")[0] in near]
+    return frozenset(base.rpartition(".")[2] for base in bases).union(*followed)
+
+
+def _origin(base: str, module: str, body: list[ast.stmt]) -> str:
+    """Write a base class with the module it comes from; one of the same module is there."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                if base == (alias.asname or alias.name):
+                    return f"{node.module}.{alias.name}"
+    return base if "." in base else f"{module}.{base}"
+
+
 def _syntax(module: str) -> ast.Module:
     try:
         spec = importlib.util.find_spec(module)

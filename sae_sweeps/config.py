@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sae_sweeps.build import expected, finite, fit, signature
+from sae_sweeps.build import ancestors, expected, finite, fit, signature
 from sae_sweeps.run import (
     NOT_IDENTITY,
     ConfigError,
@@ -58,6 +58,14 @@ def _text(path: str, key: Any) -> str:
     raise ConfigError(f"{path} has the key {key!r}, expected text.")
 
 
+KINDS = {
+    **{"architecture": "Architecture", "allocator": "Allocator", "aux_loss": "AuxLoss"},
+    **{"resampling": "Resampling", "fine_tune": "FineTune"},
+    **{"target_model": "TargetModel", "data": "Data", "tracking": "Tracking"},
+}
+"""What the options of our groups are, by the name of their abstract class."""
+
+
 def check(path: str, node: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the node with every option as its declared type; raises ConfigError."""
     target = node.get("_target_")
@@ -68,6 +76,8 @@ def check(path: str, node: Mapping[Any, Any]) -> dict[str, Any]:
         hints = signature(target)
     except LookupError as error:
         raise ConfigError(f"{where} is {target!r}: {one_line(error.args[0])}") from None
+    if path in KINDS and ancestors(target) & set(KINDS.values()) - {KINDS[path]}:
+        raise ConfigError(f"{where} is {target!r}, expected a subclass of {KINDS[path]}.")
     given = {key: value for key, value in node.items() if key != "_target_"}
     _names(path, given, hints, target.rpartition(".")[2])
     fixed = {name: _option(_dotted(path, name), given[name], hints[name]) for name in hints}

@@ -20,6 +20,15 @@ BAD: dict[str, list[str]] = {
     ],
     "'seed=range(1,2,0)': range() arg 3 must not be zero": ["seed=range(1,2,0)"],
     # giants
+    "AuxK', expected a subclass of Resampling.": [
+        "resampling._target_=sae_sweeps.aux_loss.aux_k.AuxK",
+        "+resampling.coef=1",
+        "+resampling.k_aux=1",
+    ],
+    "NoAux', expected a subclass of Allocator.": [
+        "allocator=none",
+        "allocator._target_=sae_sweeps.aux_loss.none.NoAux",
+    ],
     "threads is 2000, expected 1 to 1024.": ["threads=2000"],
     "stream.batch_tokens is 1, expected 2 to 2^26.": ["stream.batch_tokens=1"],
     "stream.chunk_tokens is 1e+12, expected 1 to 2^26.": ["stream.chunk_tokens=1e12"],
