@@ -398,6 +398,7 @@ def agreeing(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().amax(1) < 1e-4 * other.abs().max()).double().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_folding_there_and_back_changes_nothing(folded: dict[str, Folded], method: str) -> None:
     made, sae = folded[method], saved(folded[method].run)
@@ -426,6 +427,7 @@ def test_the_saelens_folder_takes_raw_activations(folded: dict[str, Folded], met
     assert agreeing(recon, made.recon / made.stream.scale + made.stream.offset) > 0.995
 
 
+@pytest.mark.slow
 def test_a_centred_run_can_be_measured_anew(tmp_path: Path) -> None:
     words = ["method=relu", *CENTRED]
     train(small_run(tmp_path, *words))

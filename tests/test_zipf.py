@@ -126,6 +126,7 @@ def test_systematic_rounding_keeps_the_sum_and_rounds_each_up_or_down(
     assert ((got >= 0) & (got <= batch)).all()
 
 
+@pytest.mark.slow
 @given(**LAWS, first=st.floats(0, 1e-3))
 def test_systematic_rounding_is_unbiased(
     d_sae: int, batch: int, share: float, exponent: float, shift: float, first: float
