@@ -59,6 +59,8 @@ def small(words: list[str]) -> list[str]:
     given = {word.partition("=")[0] for word in words}
     if "+sweep=pareto" in words:
         words += [cut for cut in ("method=topk,relu", "k=4,8") if cut.split("=")[0] not in given]
+    if "fine_tune" in given:
+        words += ["stream.batch_tokens=256"]  # the phase is a share of few tokens
     flags = [] if "--config-dir" in words else ["--config-dir", "my_conf"]
     wanted = [word for word in TINY if word.partition("=")[0] not in given]
     return [*flags, *words, *wanted]
