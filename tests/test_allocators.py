@@ -14,8 +14,8 @@ from torch import Tensor
 from sae_sweeps.allocator.feature_choice import FeatureChoice, feature_choice
 from sae_sweeps.allocator.mutual_choice import MutualChoice, mutual_choice
 from sae_sweeps.allocator.none import NoAllocator
-from sae_sweeps.allocator.thresholds import TokenAverage
 from sae_sweeps.allocator.token_choice import TokenChoice, token_choice
+from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Allocator, Progress, Selection, Step
 from sae_sweeps.zipf import zipf_budgets
 

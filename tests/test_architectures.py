@@ -15,12 +15,13 @@ from torch import Tensor
 from sae_sweeps.allocator.feature_choice import FeatureChoice
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
-from sae_sweeps.allocator.thresholds import LearntThreshold, TokenAverage
+from sae_sweeps.allocator.thresholds import LearntThreshold
 from sae_sweeps.allocator.token_choice import TokenChoice
 from sae_sweeps.architecture.coefficient import FIRST, Coefficient
 from sae_sweeps.architecture.gated import Gated
 from sae_sweeps.architecture.jumprelu import JumpReLU
 from sae_sweeps.architecture.relu import ReLU
+from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import (
     Allocator,
     Architecture,

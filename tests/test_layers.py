@@ -12,7 +12,7 @@ ROWS = [
     {"checkpoint"},
     {"build"},
     {"interfaces"},
-    {"sparse", "zipf"},
+    {"averages", "sparse", "zipf"},
     {"matching", "metrics"},
     {"embedded"},
     {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model", "data"},

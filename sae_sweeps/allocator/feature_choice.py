@@ -14,10 +14,10 @@ from torch import Tensor
 from sae_sweeps.allocator.mutual_choice import GUESS, mutual_choice
 from sae_sweeps.allocator.thresholds import (
     LearntThreshold,
-    TokenAverage,
     above,
     kept_affinities,
 )
+from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 from sae_sweeps.zipf import zipf_budgets
 

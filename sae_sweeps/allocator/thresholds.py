@@ -1,4 +1,4 @@
-"""What lets an allocator that ranks a batch work without one: averages with a horizon in tokens.
+"""What lets an allocator that ranks a batch work without one: thresholds learnt from batches.
 
 The averaging follows arXiv 2412.06410; the common level is our design.
 """
@@ -6,47 +6,16 @@ The averaging follows arXiv 2412.06410; the common level is our design.
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Step
 
 RATE = 0.5
 """Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""
 ELASTICITY = 6.0
 """Change of log L0 per change of log threshold, about; measured on the embedded model."""
-
-
-class TokenAverage(nn.Module):
-    """Exponential average of a vector of which only some entries are known at each step.
-
-    An entry forgets at the rate exp(-tokens / horizon_tokens) whenever it is known. Dividing by the
-    summed weights corrects the bias of a short history; an entry never known is `missing`.
-    """
-
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self, size: int, horizon_tokens: int, missing: float) -> None:
-        super().__init__()
-        self.horizon_tokens, self.missing = horizon_tokens, missing
-        self.register_buffer("total", torch.zeros(size))
-        self.register_buffer("weight", torch.zeros(size))
-
-    def update(
-        self, values: Float[Tensor, " size"], known: Bool[Tensor, " size"], tokens: int
-    ) -> None:
-        """Take in the known entries of `values`, seen on `tokens` tokens."""
-        keep = math.exp(-tokens / self.horizon_tokens)
-        total = keep * self.total + (1 - keep) * values
-        weight = keep * self.weight + (1 - keep)
-        self.total.copy_(torch.where(known, total, self.total))
-        self.weight.copy_(torch.where(known, weight, self.weight))
-
-    def value(self) -> Float[Tensor, " size"]:
-        """The averages."""
-        known = self.weight > 0
-        return torch.where(known, self.total / self.weight.clamp(min=1e-30), self.missing)
 
 
 class LearntThreshold(nn.Module):

@@ -4,7 +4,6 @@ The idea is in the abstract of arXiv 2411.02124, without a formula: this one is 
 generalises aux_k from dead latents to latents that fire much less than Zipf's law expects.
 """
 
-import math
 from typing import final
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_sweeps.aux_loss.residual import residual_loss
+from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import AuxLoss, Progress, Step
 from sae_sweeps.zipf import zipf_densities
 
@@ -48,9 +48,6 @@ class AuxZipf(AuxLoss):
     never fired: then it is aux_k.
     """
 
-    fired: Tensor
-    weight: Tensor
-
     def __init__(
         self,
         d_in: int,
@@ -67,23 +64,19 @@ class AuxZipf(AuxLoss):
         super().__init__()
         self.coef, self.tau, self.exponent, self.shift = coef, tau, exponent, shift
         self.k_aux = d_in // 2 if k_aux is None else k_aux
-        self.target_l0, self.horizon_tokens = target_l0, horizon_tokens
-        self.register_buffer("fired", torch.zeros(d_sae))
-        self.register_buffer("weight", torch.zeros(()))
+        self.target_l0 = target_l0
+        self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         weight = self._underuse(step).to(step.pre_acts.dtype)
         return self.coef * residual_loss(step, weight, self.k_aux)
 
     def _underuse(self, step: Step) -> Float[Tensor, " d_sae"]:
-        # Dividing by the summed weights corrects the bias of a short history.
-        known = self.weight > 0
-        density = self.fired / self.weight.where(known, 1.0)
+        density, known = self.density.value(), self.density.weight > 0
         l0 = density.new_full((), self.target_l0) if step.budgeted else density.sum()
         lack = underuse(density, l0, step.dead, self.tau, self.exponent, self.shift)
         return lack.where(known | step.dead, 0.0)
 
     def observe(self, step: Step, progress: Progress) -> None:
-        keep = math.exp(-len(step.x) / self.horizon_tokens)
-        self.fired.mul_(keep).add_(step.acts.tokens_per_latent / len(step.x), alpha=1 - keep)
-        self.weight.mul_(keep).add_(1 - keep)
+        batch, fired = len(step.x), step.acts.tokens_per_latent
+        self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
