@@ -277,8 +277,8 @@ class FineTune(nn.Module, ABC):
     """length of the phase"""
     lr: float
     """learning rate that falls linearly to 0"""
-    in_context: ClassVar[bool]
-    """whether batches are whole token rows in order, whose divergence can be asked for"""
+    whole_contexts: ClassVar[bool]
+    """whether batches are whole contexts, tokens in order, whose divergence can be asked for"""
 
     @abstractmethod
     def begin(self, sae: Architecture) -> list[nn.Parameter]:

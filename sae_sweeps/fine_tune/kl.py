@@ -16,7 +16,7 @@ class KL(FineTune):
     makes both weigh the same. All of the SAE is trained, under its own allocator or penalty.
     """
 
-    in_context: ClassVar[bool] = True
+    whole_contexts: ClassVar[bool] = True
 
     def __init__(self, d_in: int, d_sae: int, *, tokens: int, lr: float) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from sae_sweeps.interfaces import Architecture, Divergence, FineTune, Step
 class NoFineTune(FineTune):
     """A phase of 0 tokens."""
 
-    in_context: ClassVar[bool] = False
+    whole_contexts: ClassVar[bool] = False
     tokens = 0
     lr = 0.0
 

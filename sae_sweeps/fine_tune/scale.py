@@ -21,7 +21,7 @@ class Scale(FineTune):
     inference, without a batch. In the end s is folded into the rows of `W_dec`.
     """
 
-    in_context: ClassVar[bool] = False
+    whole_contexts: ClassVar[bool] = False
 
     def __init__(self, d_in: int, d_sae: int, *, tokens: int, lr: float) -> None:
         super().__init__()

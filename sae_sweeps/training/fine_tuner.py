@@ -10,7 +10,7 @@ from sae_sweeps.training.trainer import Trainer, figures, update
 
 
 class FineTuner:
-    """Adam without momentum's history, at a learning rate that falls linearly to 0.
+    """A fresh Adam, at a learning rate that falls linearly to 0.
 
     Tokens go on being counted by the trainer, whose SAE and dead latents these are.
     """
@@ -30,10 +30,10 @@ class FineTuner:
         trainer, sae = self.trainer, self.trainer.sae
         lr = self.fine_tune.lr * max(0.0, 1 - self.tokens / self.fine_tune.tokens)
         x, divergence = batch, None
-        if self.fine_tune.in_context:
+        if self.fine_tune.whole_contexts:
             x, divergence = self.stream.contexts(trainer.tokens, len(batch))
         step, loss = self.fine_tune(sae, x, trainer.dead, divergence)
-        sae.zero_grad()
+        sae.zero_grad()  # what the phase does not train keeps no gradient of the last step
         self.optimizer.zero_grad()
         loss.backward()
         grad_norm = update(sae, self.optimizer, trainer.given.gradient_clip_norm, lr)

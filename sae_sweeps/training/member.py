@@ -73,7 +73,7 @@ class Member:
             for group in ("aux_loss", "resampling", "fine_tune")
         )
         self.trainer = Trainer(sae.to(device), aux_loss, resampling, self.training)
-        if self.fine_tune.in_context and not stream.target.has_loss:
+        if self.fine_tune.whole_contexts and not stream.target.has_loss:
             raise ConfigError("fine_tune needs a target model, whose predictions it learns from.")
         batch = stream.given.batch_tokens
         self.main_tokens = self.training.tokens - self.training.tokens % batch
