@@ -588,3 +588,11 @@ def test_further_measures_are_shown_where_there_is_room(tmp_path: Path) -> None:
     assert "0.4321" not in wide and "kl" not in wide.split()
     assert {float(row["kl"]) for row in table(tmp_path)} == {0.4321}
     assert {float(row["gamma_centred"]) for row in table(tmp_path)} == {0.75}
+
+
+def test_what_cannot_change_the_weights_parts_no_replicates() -> None:
+    config = {"k": 4, "threads": 1, "checkpoint_minutes": 5.0, "seed": 0, "d_sae": 8}
+    later = config | {"threads": 2, "checkpoint_minutes": 1.0, "seed": 1}
+    assert curves.setting(config) == curves.setting(later)
+    assert curves.names([("topk", config), ("topk", later)]) == ["topk", "topk"]
+    assert curves.setting(config) != curves.setting(config | {"d_sae": 16})

@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-NOT_TRAINING = re.compile(r"name|device|(.+\.)?seed|tracking\..*|evaluation\..*")
+from sae_sweeps.run import NOT_IDENTITY
+
+NOT_TRAINING = re.compile(rf"({'|'.join(sorted(NOT_IDENTITY - {'k'}))})(\..*)?|(.+\.)?seed")
 """Options that replicates may differ in."""
 DIAL = re.compile(r"k|architecture\.\w+_coef")
 """Options that move a run along its curve: the budget, or a penalty's fixed coefficient."""
