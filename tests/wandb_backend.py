@@ -38,6 +38,7 @@ class ServedRun:
     uploads: dict[str, bytes] = field(default_factory=dict[str, bytes])
     complete: bool = False
     exit_code: int | None = None
+    preempting: bool = False
 
     def rows(self, stream: str = HISTORY) -> list[dict[str, Any]]:
         """Decode the lines of a stream, in order."""
@@ -63,6 +64,7 @@ class ServedRun:
                 stream[index] = line
         self.complete = message.get("complete", self.complete)
         self.exit_code = message.get("exitcode", self.exit_code)
+        self.preempting = message.get("preempting", self.preempting)
 
 
 class _Server(ThreadingHTTPServer):

@@ -20,6 +20,10 @@ class TrackedRun(ABC):
     def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
         """End the run with the content of its `result.json`, or `{}` when there is none."""
 
+    @abstractmethod
+    def preempt(self) -> None:
+        """Tell that the run is interrupted and will be resumed by another process."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -39,15 +43,19 @@ class Tracking(ABC):
 
     @abstractmethod
     def open(self, run: Run) -> TrackedRun:
-        """Start mirroring `run`; call it before `metrics.jsonl` is cut back for a resumed run."""
+        """Start mirroring `run`; a resumed one after its `metrics.jsonl` was cut back.
+
+        The rows that it has then are mirrored too, if an earlier attempt was killed before. The
+        mirror ends up with each row once, however often the run is interrupted.
+        """
 
     @abstractmethod
     def summarise(self, summary: Summary) -> None:
         """Mirror the sweep's report; repeating it renews it."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Wait, for a limited time, until the mirrors have caught up."""
+    def close(self, limit_s: float | None = None) -> None:
+        """Wait until the mirrors have caught up: `limit_s` seconds, or a limit of their own."""
 
 
 def scalars(result: Mapping[str, Any]) -> dict[str, float | int]:

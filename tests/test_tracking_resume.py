@@ -1,0 +1,299 @@
+"""Tracking: W&B has each row of `metrics.jsonl` once, however often the run is killed and resumed.
+
+Every attempt is a process of its own, with a real W&B client and a server on the loopback
+interface.
+"""
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb_attempt
+from hypothesis import given
+from hypothesis import strategies as st
+from wandb_backend import Backend, ServedRun
+from wandb_offline import read as read_back
+
+from sae_sweeps.tracking import offline
+
+WANDB = [sys.executable, "-m", "wandb"]
+ENDLESS = 10**6
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+class Place:
+    """A sweep of one run, and the attempts at training it."""
+
+    def __init__(self, folder: Path, backend: Backend) -> None:
+        self.sweep, self.backend = folder / "sweep", backend
+        self.run = wandb_attempt.run_in(self.sweep)
+        home = folder / "home"
+        home.mkdir()
+        names = ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DIR", "NETRC")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+        self.env = kept | dict.fromkeys(names, str(home))
+        self.env |= {"WANDB_BASE_URL": backend.url, "WANDB_API_KEY": "k" * 40}
+        self.env["WANDB_ERROR_REPORTING"] = "false"
+
+    def start(
+        self, mode: str, checkpoint: int, rows: int, pause: float = 0.0, width: int = 30
+    ) -> subprocess.Popen[bytes]:
+        """Start an attempt."""
+        values = (self.sweep, mode, checkpoint, rows, pause, width)
+        line = [sys.executable, wandb_attempt.__file__, *map(str, values)]
+        end = subprocess.DEVNULL
+        return subprocess.Popen(line, env=self.env, stdout=end, stderr=end)
+
+    def train(self, mode: str, checkpoint: int, rows: int, **how: Any) -> None:
+        """Make an attempt that comes to its end."""
+        assert self.start(mode, checkpoint, rows, **how).wait(60) == 0
+
+    def sync(self) -> None:
+        """Upload as users do."""
+        line = [*WANDB, "sync", str(self.sweep / "wandb")]
+        subprocess.run(line, env=self.env, check=True, capture_output=True)
+
+    def logs(self) -> list[Path]:
+        """W&B's logs of all attempts that `wandb sync` may see, oldest first."""
+        paths = (self.sweep / "wandb").glob("*run-2*/run-*.wandb")
+        return sorted(paths, key=lambda path: path.stat().st_ctime_ns)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What W&B must have, from the run's own file."""
+        lines = (self.run.folder / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return [{"tokens_seen": row.pop("tokens"), **row} for row in rows]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with Backend() as backend:
+        yield Place(tmp_path, backend)
+
+
+def served(run: ServedRun) -> list[dict[str, Any]]:
+    """The rows that the server has, less what W&B adds itself."""
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in run.rows()]
+
+
+def only(place: Place) -> ServedRun:
+    (run,) = place.backend.runs.values()
+    return run
+
+
+def killed(attempt: subprocess.Popen[bytes], how: str) -> None:
+    """End an attempt: by `kill -9` of all or of Python alone, or as a scheduler does."""
+    everyone = [attempt.pid] if how == "python" else [*children(attempt.pid), attempt.pid]
+    for pid in everyone:
+        os.kill(pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
+    attempt.wait(20)
+
+
+def children(pid: int) -> list[int]:
+    """The process's children, of which W&B's has a session of its own."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def kill_again_and_again(
+    place: Place, rng: random.Random, how: str, modes: list[str]
+) -> tuple[int, int]:
+    """Kill one attempt per mode at a random moment; the last checkpoint and the most rows."""
+    checkpoint = most = 0
+    for number, mode in enumerate(modes):
+        known = place.logs()
+        attempt = place.start(mode, checkpoint, ENDLESS, pause=0.003)
+        wait_for(lambda known=known: place.logs() != known)
+        time.sleep(rng.uniform(0, 3) if number != 2 else 0)
+        assert attempt.poll() is None
+        killed(attempt, how)
+        written = len(place.rows())
+        checkpoint, most = rng.randint(checkpoint, written), max(most, written)
+    return checkpoint, most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["all", "python", "term"])
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_six_kills_at_any_moment_cost_no_row(place: Place, mode: str, how: str) -> None:
+    rng = random.Random(f"{mode} {how}")
+    checkpoint, most = kill_again_and_again(place, rng, how, [mode] * 6)
+    place.train(mode, checkpoint, most + 200)
+    place.sync()
+    assert served(only(place)) == place.rows()
+    assert len(place.rows()) == most + 200
+    assert only(place).summary["final/l0"] == 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["offline", "online"])
+def test_kills_online_and_offline_by_turns(place: Place, last: str) -> None:
+    """The server's part of a run is unknown offline, so that the run is told whole in one apart."""
+    rng = random.Random(last)
+    modes = ["offline", "offline", "online", "online", "offline", "online", "offline", "offline"]
+    checkpoint, most = kill_again_and_again(place, rng, "all", modes)
+    place.train(last, checkpoint, most + 100)
+    place.sync()
+    id = (place.run.folder / "wandb_id.txt").read_text().strip()
+    runs = place.backend.runs
+    assert served(runs[id if last == "online" else f"{id}-offline1"]) == place.rows()
+    assert set(runs) == ({id} if last == "online" else {id, f"{id}-offline1"})
+    for run in runs.values():
+        seen = [row["tokens_seen"] for row in served(run)]
+        assert seen == sorted(set(seen))
+
+
+@pytest.mark.slow
+def test_an_upload_during_training_doubles_no_row_later(place: Place) -> None:
+    attempt = place.start("offline", 0, ENDLESS, pause=0.01)
+    wait_for(lambda: bool(place.logs()) and place.logs()[0].stat().st_size > 50_000)
+    place.sync()
+    early = served(only(place))
+    wait_for(lambda: len(place.rows()) > 2 * len(early) + 200)
+    killed(attempt, "all")
+    most = len(place.rows())
+    place.train("offline", most // 2, most)
+    place.sync()
+    first, second = place.backend.runs.values()
+    assert 0 < len(early) < most and served(first) == early
+    assert served(second) == place.rows() and second.id == f"{first.id}-offline1"
+
+
+def test_what_a_kill_leaves_of_a_log_can_be_synced(place: Place) -> None:
+    """Cuts the logs of three attempts as kills do, one of them where a block ends in a record."""
+    place.train("offline", 0, 60)
+    for checkpoint, size in [(20, 7), (12, 32768), (18, 20_001)]:
+        log = place.logs()[-1]
+        assert log.stat().st_size > size
+        os.truncate(log, size)
+        place.train("offline", checkpoint, 60 if checkpoint != 18 else 70)
+    place.sync()
+    assert served(only(place)) == place.rows()
+    assert len(place.rows()) == 70
+    (empty,) = (place.sweep / "wandb" / offline.ASIDE).glob("*/*.wandb")
+    assert empty.stat().st_size == 7
+
+
+def test_an_interrupted_run_says_so_and_ends_at_once(place: Place) -> None:
+    attempt = place.start("online", 0, ENDLESS, pause=0.003)
+    wait_for(lambda: bool(place.backend.runs) and bool(only(place).rows()))
+    attempt.terminate()
+    assert attempt.wait(10) == 1
+    assert (only(place).preempting, only(place).exit_code) == (True, 1)
+    assert served(only(place)) == place.rows()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["server", "service"])
+def test_an_interrupted_run_waits_for_nobody(place: Place, gone: str) -> None:
+    attempt = place.start("auto", 0, ENDLESS, pause=0.003)
+    wait_for(lambda: bool(place.backend.runs) and bool(only(place).rows()))
+    if gone == "server":
+        place.backend.stop()
+    else:
+        for pid in children(attempt.pid):
+            os.kill(pid, signal.SIGTERM)
+    start = time.monotonic()
+    attempt.terminate()
+    assert attempt.wait(20) == 1
+    assert time.monotonic() - start < 2.0 + 3.0, "close was given 2 s"
+
+
+def test_a_run_that_ended_online_goes_on_offline_under_its_id(place: Place) -> None:
+    """As when a finished run is measured anew."""
+    place.train("online", 0, 20)
+    place.train("offline", 20, 20)
+    place.sync()
+    assert served(only(place)) == place.rows()
+    assert len(place.logs()) == 2
+
+
+def written(payloads: list[bytes], block: int) -> tuple[bytes, list[int]]:
+    """Write a log, as LevelDB describes it; the log and where each record ends."""
+    log, ends = bytearray(b":W&B\0\0\0"), list[int]()
+    for payload in payloads:
+        rest, first = payload, True
+        while True:
+            left = block - len(log) % block
+            if left < 7:
+                log += bytes(left)
+                left = block
+            chunk, more = rest[: left - 7], rest[left - 7 :]
+            kind = bytes([{(1, 0): 1, (1, 1): 2, (0, 1): 3, (0, 0): 4}[first, bool(more)]])
+            log += struct.pack("<IH", zlib.crc32(kind + chunk), len(chunk)) + kind + chunk
+            first = False
+            if not more:
+                break
+            rest = more
+        ends.append(len(log))
+    return bytes(log), ends
+
+
+records = st.lists(st.binary(min_size=1, max_size=150), max_size=6)
+
+
+@given(records)
+def test_a_log_torn_at_any_byte_is_read_up_to_the_last_whole_record(payloads: list[bytes]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "BLOCK", 64)
+        log, ends = written(payloads, 64)
+        for size in range(len(log) + 1):
+            whole = [(end, p) for end, p in zip(ends, payloads, strict=True) if end <= size]
+            assert list(offline.whole_records(log[:size])) == whole
+
+
+@given(records.filter(bool), st.data())
+def test_a_wrong_byte_ends_the_reading(payloads: list[bytes], data: st.DataObject) -> None:
+    log, ends = written(payloads, 32768)
+    place = data.draw(st.integers(7, len(log) - 1))
+    wrong = bytearray(log)
+    wrong[place] ^= data.draw(st.integers(1, 255))
+    whole = [(end, p) for end, p in zip(ends, payloads, strict=True) if end <= place]
+    assert list(offline.whole_records(bytes(wrong))) == whole
+
+
+def test_a_real_log_cut_anywhere_tells_its_last_row(place: Place) -> None:
+    place.train("offline", 0, 60)
+    (log,) = place.logs()
+    content, run = log.read_bytes(), read_back(log.parent)
+    assert offline.read(log) == offline.Fragment(log, len(content), True, 60 * wandb_attempt.STEP)
+    assert len(run.rows) == 60 and len(content) > 32768
+    for size in [*range(8), *range(8, len(content), 997), 32768]:
+        log.write_bytes(content[:size])
+        fragment = offline.read(log)
+        log.write_bytes(content[: fragment.whole])
+        rows = read_back(log.parent).rows if fragment.begun else []
+        assert fragment.tokens == max((row["tokens_seen"] for row in rows), default=0)
+        assert rows == run.rows[: len(rows)]
+
+
+def test_a_log_that_is_still_written_is_left_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "WRITER_LIMIT_S", 0.1)
+    folder = place.sweep / "wandb" / "offline-run-20250101_000000-x"
+    folder.mkdir(parents=True)
+    log = folder / "run-x.wandb"
+    log.write_bytes(b":W&B\0\0\0")
+    with log.open("ab"):
+        (fragment,) = offline.fragments(folder.parent, "x")
+        offline.mend(fragment)
+        assert log.exists()
+    offline.mend(fragment)
+    assert not folder.exists() and offline.fragments(folder.parent, "x") == []
