@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config import GLOBAL_GROUPS, GROUPS, checked
+from sae_sweeps.launching.alone import train_alone
 from sae_sweeps.launching.compose import choices_of
 from sae_sweeps.launching.errors import is_users, line
-from sae_sweeps.launching.local import train_alone
 from sae_sweeps.launching.summary import complain
 from sae_sweeps.rules import obey
 from sae_sweeps.run import ConfigError, did_you_mean, one_line

@@ -1,12 +1,43 @@
 """The companion commands: verbs that look at a sweep's folder. None of them needs Hydra."""
 
 import argparse
+import json
+import math
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
+
+REFRESH_S = 5.0
+"""Between two looks of `status --watch`."""
+
+STATUS_HELP = """\
+Tell how far each sweep is: one row a run, then counts and what to do next.
+
+States: done; running; pending: waits for its turn; preempted: its job was stopped and waits to go
+on; failed; lost: killed, cancelled or never started, and nobody works on it.
+
+--json writes a list of sweeps, each with the keys name, folder, over (nothing will happen by
+itself any more), problem (why SLURM could not be asked, or empty), counts (by state) and runs, each
+with name, label, k, seed, state, tokens, total_tokens, tokens_per_s, l0, fvu, job, node, reason
+and metrics. What is not known is null."""
+
+CANCEL_HELP = """\
+End what each sweep still has at work: its SLURM jobs, waiting or running, and the command that
+trains it on this machine. Checkpoints are kept.
+
+--json writes a list of sweeps, each with the keys name, folder, jobs (those cancelled) and pid
+(the process told to stop, or null)."""
+
+RETRY_HELP = """\
+Launch again the runs of each sweep that failed or were lost, from their checkpoints.
+
+They are launched as they were before, here or on SLURM, with the options of the sweep's manifest.
+To change anything, repeat the command that made the sweep with other options."""
 
 
 def report(args: argparse.Namespace) -> int:
@@ -21,16 +52,155 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
+def status(args: argparse.Namespace) -> int:
+    """Tell the state of each sweep's runs."""
+    from sae_sweeps import status
+
+    if args.json:
+        _print_json([status.read(folder).as_json() for folder in args.folder])
+        return 0
+    from rich.console import Group
+    from rich.live import Live
+
+    from sae_sweeps.launching import status_table
+
+    console = status_table.console()
+    found = [status.read(folder) for folder in args.folder]
+    if args.watch and console.is_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                live.update(Group(*(status_table.render(s, console) for s in found)), refresh=True)
+                if all(sweep.over for sweep in found):
+                    return 0
+                time.sleep(REFRESH_S)
+                found = [status.read(folder) for folder in args.folder]
+    for sweep in found:
+        console.print(status_table.render(sweep, console), crop=False)
+    return 0
+
+
+def wait(args: argparse.Namespace) -> int:
+    """Wait until nothing more will happen to each sweep; 2 if runs failed or were lost."""
+    from sae_sweeps import status
+
+    for folder in args.folder:
+        status.read(folder)  # a wrong folder is told before the wait for the others
+    until = time.monotonic() + 60 * args.timeout_minutes
+    try:
+        return max([_wait_for(folder, until, args.every_s) for folder in args.folder])
+    except TimeoutError as error:
+        raise ConfigError(f"{error}, after {args.timeout_minutes:g} minutes.") from None
+
+
+def _wait_for(folder: Path, until: float, every_s: float) -> int:
+    from sae_sweeps import status
+    from sae_sweeps.launching import monitor, progress
+
+    runs = status.read(folder).runs
+    left = until - time.monotonic()
+    with progress.make("auto", len(runs), sum(run.total_tokens for run in runs)) as display:
+        found = monitor.watch(folder, display, every_s=every_s, timeout_s=left)
+    broken = [run for run in found.runs if run.state != "done"]
+    for run in broken:
+        _complain(f"{run.name} {_was(run.state)}: {run.reason}")
+    done = len(found.runs) - len(broken)
+    if done:
+        from sae_sweeps.pareto.report import report
+
+        report(folder.absolute())
+    _say(f"{found.name}: {done} of {len(found.runs)} runs are finished")
+    return 2 if broken else 0
+
+
+def _was(state: str) -> str:
+    return "was lost" if state == "lost" else state
+
+
+def cancel(args: argparse.Namespace) -> int:
+    """End each sweep's jobs and the local command that trains it."""
+    from sae_sweeps import status
+    from sae_sweeps.launching import cancelling
+
+    for folder in args.folder:
+        status.read(folder)  # a wrong folder is told before anything ends
+    ended: list[dict[str, Any]] = []
+    for folder in args.folder:
+        cancelled = cancelling.cancel(folder)
+        ended.append(cancelled.as_json())
+        if not args.json:
+            for line in cancelled.lines():
+                _say(line)
+    if args.json:
+        _print_json(ended)
+    return 0
+
+
+def retry(args: argparse.Namespace) -> int:
+    """Launch again what failed or was lost; 2 if runs failed once more."""
+    from sae_sweeps import status
+    from sae_sweeps.launching import retrying
+
+    for folder in args.folder:
+        status.read(folder)  # a wrong folder is told before anything starts
+    return max([retrying.retry(folder) for folder in args.folder])
+
+
+# --- The command line ----------------------------------------------------------------------
+
+
+def _folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="a sweep's folder: outputs/NAME")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="write one JSON document instead")
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    _folders(parser)
+    _json(parser)
+    parser.add_argument("--watch", action="store_true", help="renew it until the sweeps are over")
+
+
+def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
+    _folders(parser)
+    _json(parser)
+
+
+def _wait_arguments(parser: argparse.ArgumentParser) -> None:
+    _folders(parser)
+    parser.add_argument(
+        "--timeout-minutes",
+        type=_positive,
+        default=math.inf,
+        metavar="N",
+        help="give up then, with exit code 1",
+    )
+    parser.add_argument(
+        "--every-s", type=_positive, default=10.0, metavar="N", help="between two looks (10)"
+    )
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value > 0 and math.isfinite(value):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
 
 
 VERBS: dict[
     str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 ] = {
-    "report": ("draw a sweep's report again", _report_arguments, report),
+    "status": (STATUS_HELP, _status_arguments, status),
+    "wait": ("Wait until each sweep is over, then draw its report.", _wait_arguments, wait),
+    "cancel": (CANCEL_HELP, _cancel_arguments, cancel),
+    "retry": (RETRY_HELP, _folders, retry),
+    "report": ("Draw a sweep's report again.", _folders, report),
 }
-"""Per verb its help, what arguments it takes, and what it does."""
+"""Per verb its help, whose first line sums it up, what arguments it takes, and what it does."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,13 +215,23 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="sae-sweeps")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, (text, add_arguments, _) in VERBS.items():
-        add_arguments(verbs.add_parser(verb, help=text, description=text))
+        plain = argparse.RawDescriptionHelpFormatter
+        summary = text.splitlines()[0]
+        add_arguments(verbs.add_parser(verb, help=summary, description=text, formatter_class=plain))
     try:
         args = parser.parse_args(argv)
-        return VERBS[args.verb][2](args)
+        code = VERBS[args.verb][2](args)
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
-        sys.stderr.write(f"sae-sweeps: {one_line(error)}\n")
+        _complain(str(error))
         return 1
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of `sae-sweeps status DIR | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def unknown(word: str) -> str:
@@ -69,3 +249,16 @@ def completes_overrides(line: str) -> bool:
     if len(words) == 1 and not line.endswith(" "):
         sys.stdout.writelines(f"{verb}\n" for verb in VERBS if verb.startswith(words[0]))
     return True
+
+
+def _print_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"sae-sweeps: {one_line(text)}\n")

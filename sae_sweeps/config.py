@@ -157,7 +157,7 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     bare = OmegaConf.masked_copy(cfg, keys)
     _refuse_volatile("", OmegaConf.to_container(bare, resolve=False))
     try:
-        total_tokens(cfg)  # first, since `share` needs it wherever it stands
+        training_tokens(cfg)  # first, since `share` needs it wherever it stands
         out = OmegaConf.to_container(bare, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(omegaconf_line(error)) from None
@@ -247,7 +247,7 @@ def _loose(value: Any) -> Any:
 # --- Resolvers -----------------------------------------------------------------------------
 
 
-def total_tokens(root: Container) -> int | float:
+def training_tokens(root: Container) -> int | float:
     """Read `training.tokens` before the config is checked; raises ConfigError."""
     tokens = OmegaConf.select(root, "training.tokens")
     if type(tokens) in (int, float) and finite(tokens):
@@ -258,7 +258,7 @@ def total_tokens(root: Container) -> int | float:
 def share(*given: Any, _root_: Container) -> int:
     """`${share:0.05}`: that share of training.tokens, as a whole number of tokens."""
     if len(given) == 1 and type(given[0]) in (int, float) and finite(given[0]):
-        return round(given[0] * total_tokens(_root_))
+        return round(given[0] * training_tokens(_root_))
     text = ",".join(map(str, given))
     raise ConfigError(f"${{share:{text}}} needs a number, such as ${{share:0.05}}.")
 

@@ -41,6 +41,21 @@ def replacing(path: Path) -> Generator[Path, None, None]:
         temporary.unlink(missing_ok=True)
 
 
+def is_locked(path: Path) -> bool:
+    """Say whether a process holds the lock file at `path`, on this machine or a shared folder."""
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            # Shared and let go at once: reading needs no right to write, and disturbs nobody.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _to_disk(path: Path) -> None:
     """Flush a file's or a folder's contents past the operating system's cache."""
     handle = os.open(path, os.O_RDONLY)

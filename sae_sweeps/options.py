@@ -72,6 +72,8 @@ class Config:
     """CPU threads of one run; the runs of a pack train side by side on the cores there are."""
     checkpoint_minutes: float
     """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
+    force: bool
+    """Train all runs anew; what lies in their folders is moved to `aside/`, not deleted."""
     device: str
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     architecture: dict[str, Any]

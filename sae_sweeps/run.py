@@ -35,7 +35,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 NOT_IDENTITY = frozenset(
-    {"name", "device", "threads", "checkpoint_minutes", "tracking", "evaluation", "k"}
+    {"name", "device", "threads", "checkpoint_minutes", "force", "tracking", "evaluation", "k"}
 )
 """What cannot change a run's weights; the dial `k` acts only through the options it sets."""
 
@@ -69,9 +69,21 @@ class Run:
     """What the user's command changed, in Hydra's grammar."""
 
     @property
+    def total_tokens(self) -> int:
+        """How many tokens it trains on, in whole batches."""
+        return total_tokens(self.config)
+
+    @property
     def label(self) -> str:
         """The method in tables and plots, from the option files that are really in force."""
         return label(self.choices)
+
+
+def total_tokens(config: Mapping[str, Any]) -> int:
+    """Count the tokens that a run trains on, its last phase included, in whole batches."""
+    batch = config["stream"]["batch_tokens"]
+    phases = (config["training"]["tokens"], config["fine_tune"].get("tokens", 0))
+    return sum(tokens - tokens % batch for tokens in phases)
 
 
 def label(choices: dict[str, str]) -> str:

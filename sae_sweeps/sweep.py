@@ -1,14 +1,9 @@
-"""A sweep's plan and its manifest: which runs are there, which are finished, who shares a pack."""
+"""A sweep's plan: which runs are there, which are finished, who shares a pack."""
 
-import importlib.metadata
 import json
-import platform
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +13,9 @@ from sae_sweeps import files
 from sae_sweeps.config import identity, run_name, stream_identity
 from sae_sweeps.run import METRICS_VERSION, ConfigError, Run
 
-MANIFEST_VERSION = 1
 RESULT_VERSION = 1
-ONE_PER_SWEEP = ("tracking", "evaluation", "device", "threads", "checkpoint_minutes")
+ONE_PER_SWEEP = ("tracking", "evaluation", "device", "threads", "checkpoint_minutes", "force")
 """Sections that cannot change the weights, hence no axes: their points would be one run."""
-
-PACKAGES = (
-    *("sae-sweeps", "torch", "numpy", "safetensors", "transformer-lens", "transformers"),
-    *("datasets", "wandb", "hydra-core", "omegaconf", "submitit"),
-)
-DIFF_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +42,14 @@ class Plan:
     """The runs to train, by stream."""
     remeasured: list[list[Run]]
     """Finished runs that were measured with other options or other metrics, by stream."""
+    under_way: dict[str, str] = field(default_factory=dict[str, str])
+    """The jobs of runs that another launch submitted, by the run's name: left to them."""
+    aside: list[Run] = field(default_factory=list[Run])
+    """Runs whose folder makes room, as `force` asks."""
+    launch: int = 1
+    """Its number among the sweep's launches."""
+    time: str = field(default_factory=lambda: datetime.now().astimezone().isoformat())
+    """When it was made, ISO 8601: what tells the launches of one process apart."""
 
     @property
     def resumed(self) -> int:
@@ -67,9 +63,24 @@ class Plan:
         return len(self.runs) - len({run.name for run in self.runs})
 
 
-def plan(name: str, folder: Path, points: list[Point]) -> Plan:
-    """Give each point its run, leave out finished runs, group the others by stream."""
+def plan(
+    name: str,
+    folder: Path,
+    points: list[Point],
+    under_way: Mapping[str, str] | None = None,
+    launch: int = 1,
+) -> Plan:
+    """Give each point its run, leave out what is finished or under way, group others by stream.
+
+    Args:
+        under_way: the jobs of runs that are submitted or in training, by the run's name.
+        launch: the launch's number among those of the sweep.
+    """
+    under_way = under_way or {}
     _refuse_differences(points)
+    force = points[0].config["force"]
+    # It is a wish for this launch, no part of what a later one finds in the manifest.
+    points = [replace(point, config=point.config | {"force": False}) for point in points]
     known: dict[str, Run] = {}
     finished: dict[str, dict[str, Any]] = {}
     packs: dict[str, list[Run]] = {}
@@ -79,24 +90,44 @@ def plan(name: str, folder: Path, points: list[Point]) -> Plan:
         key = identity(point.config)
         if key not in known:
             run = known[key] = _run(name, folder, point, key)
-            result = finished_result(run.folder, key)
+            result = None if force else finished_result(run.folder, key)
             stream = stream_identity(point.config)
-            if result is None:
+            if run.name in under_way:
+                _refuse_busy(run, under_way[run.name], force)
+            elif result is None:
                 packs.setdefault(stream, []).append(run)
-            elif _measured_otherwise(result, run):
-                remeasured.setdefault(stream, []).append(run)
-            else:
+            elif up_to_date(result, run):
                 finished[run.name] = result
+            else:
+                remeasured.setdefault(stream, []).append(run)
         runs.append(known[key])
     groups = list(packs.values()), list(remeasured.values())
-    return Plan(name, folder, points, runs, finished, *groups)
+    busy = {run.name: under_way[run.name] for run in known.values() if run.name in under_way}
+    aside = [run for run in known.values() if force and run.folder.exists()]
+    return Plan(name, folder, points, runs, finished, *groups, busy, aside, launch)
 
 
-def _measured_otherwise(result: Mapping[str, Any], run: Run) -> bool:
-    """Say whether a finished run's figures are not those that it would get today."""
+def _refuse_busy(run: Run, job: str, force: bool) -> None:
+    if force:
+        text = f"force is true, but {run.name} is under way in job {job}"
+        raise ConfigError(f"{text}: cancel it first, `sae-sweeps cancel` does.")
+
+
+def move_aside(plan: Plan) -> list[tuple[Path, Path]]:
+    """Put the folders of runs that start anew into `aside/<time>/`; gives old and new places."""
+    home = plan.folder / "aside" / plan.time.replace(":", "-")
+    moved = [(run.folder, home / run.name) for run in plan.aside]
+    for old, new in moved:
+        home.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+    return moved
+
+
+def up_to_date(result: Mapping[str, Any], run: Run) -> bool:
+    """Say whether a finished run's figures are those that it would get today."""
     version = result.get("evaluation", {}).get("metrics_version")
-    other_options = result["config"]["evaluation"] != run.config["evaluation"]
-    return other_options or version != METRICS_VERSION
+    same_options = result["config"]["evaluation"] == run.config["evaluation"]
+    return same_options and version == METRICS_VERSION
 
 
 def _run(sweep: str, folder: Path, point: Point, key: str) -> Run:
@@ -136,82 +167,3 @@ def write_run_files(run: Run) -> None:
     overrides = OmegaConf.to_yaml(OmegaConf.create(run.overrides))
     files.write_text(run.folder / "overrides.yaml", overrides)
     (run.folder / "failed.json").unlink(missing_ok=True)
-
-
-def write_manifest(plan: Plan) -> None:
-    """Write `sweep.json`; points and launches of earlier commands stay in it."""
-    path = plan.folder / "sweep.json"
-    before = _earlier(path)
-    rows = [_row(point, run) for point, run in zip(plan.points, plan.runs, strict=True)]
-    current = {row["run"] for row in rows}
-    launch = {
-        "command": shlex.join(sys.orig_argv),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "packs": [[run.name for run in pack] for pack in plan.packs],
-        "git": git_state(),
-        "packages": versions(),
-    }
-    kept = [row for row in before.get("points", []) if row["run"] not in current]
-    manifest = {
-        "version": MANIFEST_VERSION,
-        "name": plan.name,
-        **launch,
-        "points": kept + rows,
-        "earlier": [*before.get("earlier", []), *_launch_of(before, launch.keys())],
-    }
-    files.write_json(path, manifest)
-
-
-def _row(point: Point, run: Run) -> dict[str, Any]:
-    return {
-        "run": run.name,
-        "overrides": point.overrides,
-        "choices": point.choices,
-        "config": point.config,
-    }
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise ConfigError(f"{path} is not JSON; move it away, or give another name.") from None
-    if manifest.get("version") != MANIFEST_VERSION:
-        text = f"{path} has version {manifest.get('version')!r}, expected {MANIFEST_VERSION}."
-        raise ConfigError(f"{text} Give another name.")
-    return manifest
-
-
-def _launch_of(manifest: Mapping[str, Any], keys: Iterable[str]) -> list[dict[str, Any]]:
-    return [{key: manifest[key] for key in keys if key in manifest}] if manifest else []
-
-
-def git_state() -> dict[str, str] | None:
-    """Tell the commit and the uncommitted changes of the code that runs, if it is a checkout."""
-    home = Path(__file__).resolve().parent.parent
-    if not (home / ".git").exists():
-        return None
-    commit = _git(home, "rev-parse", "--quiet", "--verify", "HEAD")
-    diff = _git(home, "diff", "HEAD", "--", "sae_sweeps", "conf", "hydra_plugins")
-    return {"commit": commit.strip(), "diff": diff[:DIFF_CHARACTERS]}
-
-
-def _git(home: Path, *words: str) -> str:
-    try:
-        command = ["git", "-C", str(home), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def versions() -> dict[str, str]:
-    """Tell which packages are installed; reading that imports none of them."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

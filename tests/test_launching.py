@@ -113,8 +113,8 @@ def test_a_run_found_under_another_slug_is_the_same_run(
 def test_the_manifest_and_the_runs_files(run: Callable[..., int], trainer: Trainer) -> None:
     assert run("-m", "name=files", "k=4,8") == 0
     said = manifest("files")
-    assert (said["version"], said["name"]) == (1, "files")
-    assert said["packs"] == [[r.name for r in trainer.runs]]
+    assert (said["version"], said["name"]) == (2, "files")
+    assert said["packs"] == [{"name": "1-0", "runs": [r.name for r in trainer.runs], "job": None}]
     assert {"torch", "hydra-core", "python"} <= set(said["packages"])
     assert said["command"] and said["time"] and "git" in said
     for point, made in zip(said["points"], trainer.runs, strict=True):
@@ -131,7 +131,7 @@ def test_a_later_command_extends_the_manifest(run: Callable[..., int], trainer: 
     assert run("name=more", "k=4") == run("name=more", "k=8") == 0
     assert [point["config"]["k"] for point in manifest("more")["points"]] == [4.0, 8.0]
     [earlier] = manifest("more")["earlier"]
-    assert earlier["packs"] == [[trainer.runs[0].name]]
+    assert [pack["runs"] for pack in earlier["packs"]] == [[trainer.runs[0].name]]
 
 
 def test_a_manifest_of_another_version_is_left_alone(
@@ -139,7 +139,7 @@ def test_a_manifest_of_another_version_is_left_alone(
 ) -> None:
     write(tmp_path / "outputs/old/sweep.json", '{"version": 99}')
     assert run("name=old") == 1
-    assert "has version 99, expected 1" in capsys.readouterr().err
+    assert "has version 99, expected 2" in capsys.readouterr().err
     assert trainer.runs == [] and manifest("old") == {"version": 99}
 
 
@@ -233,10 +233,10 @@ def test_a_sweep_in_use_is_refused(
 
     def raise_if_held(pack: list[Run]) -> None:
         plan = sweep.Plan("race", tmp_path / "outputs/race", [], [], {}, [pack], [])
-        from sae_sweeps.launching.local import Writer
+        from sae_sweeps.launching.writer import Writer
 
         with pytest.raises(ConfigError, match="is in use"):
-            Writer(plan).ready(pack)
+            Writer(plan, [pack], {}).begin()
 
     (tmp_path / "outputs/race").mkdir()
     trainer.before_ready = meanwhile

@@ -424,7 +424,7 @@ class Recorder(Tracking):
     def summarise(self, summary: Summary) -> None:
         self.summaries.append(summary)
 
-    def close(self) -> None: ...
+    def close(self, limit_s: float | None = None) -> None: ...
 
 
 def test_the_tracker_gets_the_rows_of_the_csv_and_the_curves(tmp_path: Path) -> None:

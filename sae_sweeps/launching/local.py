@@ -1,182 +1,113 @@
-"""Trains a sweep's packs here, one after the other."""
+"""The launcher `local`: trains packs in this process, or in several, one per device."""
 
-import re
-import traceback
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
-from sae_sweeps import files, sweep
+from sae_sweeps import interrupt
 from sae_sweeps.build import build
-from sae_sweeps.config import sweep_name
-from sae_sweeps.launching.compose import ConfigLauncher, compose
-from sae_sweeps.launching.errors import last_line
-from sae_sweeps.launching.summary import say, tell_failures, tell_plan
+from sae_sweeps.launching.launcher import Outcome, PlanLauncher
+from sae_sweeps.launching.packs import divided, freeze
+from sae_sweeps.launching.summary import Result, left, results, tell_end, tell_plan
+from sae_sweeps.launching.work import work
+from sae_sweeps.launching.writer import Writer
 from sae_sweeps.run import ConfigError, Run
-from sae_sweeps.sweep import Plan, Point
+from sae_sweeps.sweep import Plan
 
 if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display
 
-PROGRESS = ("auto", "off")
 
-Outcome = dict[str, Any] | Exception
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `hydra/launcher=local`."""
 
+    workers: int | None
+    """Processes side by side; None: one per CUDA device, else this process."""
+    objective: str | list[str] | None
+    """What a sweeper gets of each run: a figure of its result, or a list of them."""
+    progress: Literal["auto", "off"]
+    """`auto` shows how far the sweep is."""
 
-class PackLauncher(ConfigLauncher):
-    """Groups points into packs by stream; each pack trains from one pass over the activations."""
-
-    def __init__(self, progress: str = "auto") -> None:
-        """Take `progress`: `auto` shows how far the sweep is, `off` does not."""
-        if progress not in PROGRESS:
-            text = f"hydra.launcher.progress is {progress!r}, expected 'auto' or 'off'."
-            raise ConfigError(text)
-        self.progress = progress
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Take what Hydra hands to every launcher."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Serve sweepers other than ours, which hand over overrides."""
-        del initial_job_idx  # runs are named by content
-        setup_globals()
-        return self.launch_configs(compose(self.hydra_context, self.config, job_overrides))
-
-    def launch_configs(self, points: list[Point]) -> list[JobReturn]:
-        """Train what is not finished, then draw the report; one outcome per point, in order."""
-        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        try:
-            plan = sweep.plan(sweep_name(_root_=self.config), folder, points)
-        except OSError as error:
-            raise ConfigError(f"cannot read {error.filename}: {error.strerror}.") from error
-        outcomes = train(plan, self.progress)
-        return [_job(outcomes[run.name], run) for run in plan.runs]
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"hydra.launcher.workers is {self.workers}, expected at least 1.")
 
 
-def _job(outcome: Outcome, run: Run) -> JobReturn:
-    job = JobReturn(overrides=run.overrides, working_dir=str(run.folder), task_name=run.name)
-    failed = isinstance(outcome, Exception)
-    job.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-    job.return_value = outcome
-    return job
+class TellingWriter(Writer):
+    """Says what is ahead once model and data are known to load."""
+
+    def begin(self) -> None:
+        """Write what the writer does, and tell."""
+        if not self.begun:
+            super().begin()
+            tell_plan(self.plan)
 
 
-def train(plan: Plan, progress: str) -> dict[str, Outcome]:
-    """Train the packs, tell what failed, draw the report; outcomes by the run's name."""
-    outcomes: dict[str, Outcome] = {**plan.finished}
-    writer = Writer(plan)
-    if plan.packs or plan.remeasured:
-        reach_device(plan.points[0].config["device"])
-    else:
-        tell_plan(plan)
-    with writer.locked():
-        tracking = build(plan.points[0].config["tracking"])
-        with _display(plan, progress) as display, messages(display):
-            for pack in plan.packs:
-                results = _train_pack(pack, tracking, display, writer)
-                outcomes |= dict(zip((run.name for run in pack), results, strict=True))
-            for group in plan.remeasured:
-                results = _remeasure(group, tracking, display, writer)
-                outcomes |= dict(zip((run.name for run in group), results, strict=True))
-        failures = [(name, o) for name, o in outcomes.items() if isinstance(o, Exception)]
-        tell_failures(failures)
-        if len(failures) < len(outcomes):
-            from sae_sweeps.pareto.report import report
+class Local(PlanLauncher):
+    """Trains here and stays until all is done."""
 
-            report(plan.folder, tracking)
-        tracking.close()
-    say(f"{plan.name}: {len(outcomes) - len(failures)} of {len(outcomes)} runs are finished")
-    return outcomes
+    schema = f"{__name__}.Options"
+    given: Options
 
+    def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
+        """Train what is not finished, tell what failed, draw the report."""
+        streams = [*plan.packs, *plan.remeasured]
+        devices: list[str | None] = [None]
+        if streams:
+            from sae_sweeps.launching.workers import devices as reachable
 
-def messages(display: "Display") -> AbstractContextManager[None]:
-    """Show what the package logs beside the display."""
-    from sae_sweeps.launching.progress import Messages
-
-    return Messages(display)
-
-
-def _display(plan: Plan, progress: str) -> "Display":
-    from sae_sweeps.launching.progress import make
-
-    ahead = [run for pack in plan.packs for run in pack]
-    phases = [run.config[phase] for run in ahead for phase in ("training", "fine_tune")]
-    tokens = sum(phase.get("tokens", 0) for phase in phases)
-    return make(progress if ahead or plan.remeasured else "off", len(ahead), tokens)
-
-
-class Writer:
-    """Writes a sweep's files, but only once a pack's model and data are known to load."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.path = plan.folder / ".lock"
-        self.lock = None
-        self.begun = False
-
-    @contextmanager
-    def locked(self) -> Generator[None, None, None]:
-        """Hold the sweep while the block runs; a folder that is not there yet is held later."""
-        try:
-            if self.path.exists() or not self.plan.packs:
-                self._acquire()
-            yield
-        finally:
-            if self.lock is not None:
-                self.lock.release()
-
-    def ready(self, pack: list[Run]) -> None:
-        """Write what must lie on disk before training: the manifest and the runs' configs."""
-        try:
-            if not self.begun:
-                self._acquire()
-                sweep.write_manifest(self.plan)
-                tell_plan(self.plan)
-                self.begun = True
-            for run in pack:
-                sweep.write_run_files(run)
-        except OSError as error:
-            raise ConfigError(f"cannot write {error.filename}: {error.strerror}.") from error
-
-    def _acquire(self) -> None:
-        from filelock import FileLock, Timeout
-
-        if self.lock is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path)
+            reach_device(plan.points[0].config["device"])
+            devices = reachable(plan.points[0].config["device"], self.given.workers)
+        if len(devices) > 1:
+            streams = divided(streams, -(-sum(map(len, streams)) // len(devices)))
+        writer = TellingWriter(plan, streams, self.node)
+        with writer.locked(), interrupt.listening():
+            if not streams:
+                tell_plan(plan)
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                text = f"{self.plan.folder} is in use by another sae-sweeps"
-                raise ConfigError(f"{text}: wait for it, or give another name.") from None
-            self.lock = lock
+                if len(streams) > 1 and len(devices) > 1:
+                    return self._apart(plan, writer, devices)
+                return self._here(plan, streams, writer)
+            except interrupt.Interrupted:
+                raise SystemExit(left(plan)) from None
 
+    def _here(self, plan: Plan, packs: list[list[Run]], writer: Writer) -> Mapping[str, Outcome]:
+        from sae_sweeps.launching.progress import Messages
 
-def _train_pack(
-    pack: list[Run], tracking: Any, display: "Display", writer: Writer
-) -> Sequence[Outcome]:
-    """Train one pack; only the first may still refuse the whole launch, before it wrote."""
-    from sae_sweeps.training.pack import train_pack
-
-    display.names = [f"{r.label}, k {r.config['k']:g}, seed {r.config['seed']}" for r in pack]
-    try:
-        return train_pack(pack, tracking, display, on_ready=lambda: writer.ready(pack))
-    except Exception as error:
-        if not writer.begun:
-            _refuse_too_large(error)
+        tracking = build(plan.points[0].config["tracking"])
+        outcomes: dict[str, Result] = {**plan.finished}
+        try:
+            with self._display(plan) as display, Messages(display):
+                for pack in packs:
+                    outcomes |= work(pack, tracking, display, writer)
+            tell_end(plan, outcomes, tracking)
+        except interrupt.Interrupted:
+            tracking.close(interrupt.LEAVING_LIMIT_S)
             raise
-        return [_record(run, error) for run in pack]
+        tracking.close()
+        return outcomes
+
+    def _apart(
+        self, plan: Plan, writer: Writer, devices: list[str | None]
+    ) -> Mapping[str, Outcome]:
+        from sae_sweeps.launching.workers import work_apart
+
+        writer.begin()
+        paths = freeze(plan, writer.packs)
+        with self._display(plan) as display:
+            names = [run.name for pack in [*plan.packs, *plan.remeasured] for run in pack]
+            work_apart(plan.folder, paths, names, devices, display)
+        outcomes = results(plan)
+        tell_end(plan, outcomes)
+        return outcomes
+
+    def _display(self, plan: Plan) -> "Display":
+        from sae_sweeps.launching.progress import make
+
+        ahead = [run for pack in plan.packs for run in pack]
+        progress = self.given.progress if ahead or plan.remeasured else "off"
+        return make(progress, len(ahead), sum(run.total_tokens for run in ahead))
 
 
 def reach_device(name: str) -> None:
@@ -188,61 +119,3 @@ def reach_device(name: str) -> None:
     except Exception as error:  # torch has a type of its own for each kind of device
         why = str(error).splitlines()[0]
         raise ConfigError(f"device is {name!r}, which cannot be had here: {why}") from error
-
-
-def _refuse_too_large(error: Exception) -> None:
-    """Word the lack of memory for a run's first tensors, whose sizes the config gives."""
-    tried = re.search(r"(?i)(tried|unable) to allocate ([\d.]+ \w+)", str(error))
-    if isinstance(error, MemoryError) or tried:
-        size = f" {tried[2]} more" if tried else ""
-        text = f"the first runs do not fit into memory, which cannot give{size or ' enough'}"
-        raise ConfigError(f"{text}: d_sae, a chunk or the target model is too large.") from error
-
-
-def _remeasure(
-    group: list[Run], tracking: Any, display: "Display", writer: Writer
-) -> Sequence[Outcome]:
-    """Measure finished runs anew; what fails keeps the result it has."""
-    from sae_sweeps.training.remeasure import remeasure_pack
-
-    try:
-        return remeasure_pack(group, tracking, display, on_ready=lambda: writer.ready(group))
-    except Exception as error:
-        if not writer.begun:
-            _refuse_too_large(error)
-            raise
-        return [error for _ in group]
-
-
-def _record(run: Run, error: Exception) -> Exception:
-    """Leave a trace of a pack that broke as a whole; the other packs go on."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "run.log").open("a", encoding="utf-8") as log:
-        log.writelines(traceback.format_exception(error))
-    files.write_json(run.folder / "failed.json", {"error": last_line(error)})
-    return error
-
-
-def train_alone(config: dict[str, Any], choices: dict[str, str]) -> None:
-    """Train one run where a stock launcher put it; raises the run's own exception."""
-    from sae_sweeps.launching.progress import Quiet
-    from sae_sweeps.training.pack import train_pack
-
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    run = Run(
-        name=folder.name,
-        sweep=config["name"] or folder.parent.parent.name,
-        folder=folder,
-        config=config,
-        choices=choices,
-        overrides=[str(override) for override in hydra.overrides.task],
-    )
-    if sweep.finished_result(folder, sweep.identity(config)) is not None:
-        return
-    tracking = build(config["tracking"])
-    display = Quiet(1, config["training"]["tokens"])
-    [outcome] = train_pack([run], tracking, display, on_ready=lambda: sweep.write_run_files(run))
-    tracking.close()
-    if isinstance(outcome, Exception):
-        raise outcome

@@ -35,6 +35,8 @@ class Display(ABC):
         """Take what lies ahead: runs, and tokens summed over them."""
         self.runs, self.tokens = runs, tokens
         self.ended, self.done, self.failed = 0, 0, 0
+        self.before = 0
+        """Tokens of `done` that were trained before anybody looked."""
         self.share = 0
         self.lock = threading.Lock()
         self.names: list[str] = []
@@ -57,6 +59,12 @@ class Display(ABC):
             self.rows[run].tokens += tokens
             self.done += tokens
             self.changed()
+
+    def resumed(self, run: int, tokens: int) -> None:
+        """Count `tokens` that an earlier attempt trained; they say nothing of the speed."""
+        with self.lock:
+            self.before += tokens
+        self.advance(run, tokens)
 
     def metrics(self, run: int, figures: dict[str, float]) -> None:
         """Show a run's newest numbers: `l0`, `fvu`."""
@@ -83,7 +91,7 @@ class Display(ABC):
     def rate(self) -> float:
         """Tokens per second, over all runs, since training began."""
         seconds = time.monotonic() - self.since if self.since else 0.0
-        return self.done / seconds if seconds > 0 else 0.0
+        return (self.done - self.before) / seconds if seconds > 0 else 0.0
 
     def figures(self) -> str:
         """Say in words how far the sweep is."""
@@ -103,6 +111,7 @@ class Display(ABC):
     def say(self, text: str) -> None:
         """Write a line that stays."""
         sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
     def __enter__(self) -> "Display":
         return self
@@ -133,8 +142,7 @@ class Lines(Display):
         if at_once or now - self.last >= self.every_s:
             self.last = now
             percent = 100 * self.done // max(self.tokens, 1)
-            sys.stderr.write(f"{percent:3d} %, {self.figures()}: {self.text}\n")
-            sys.stderr.flush()
+            self.say(f"{percent:3d} %, {self.figures()}: {self.text}")
 
 
 class Bar(Display):

@@ -1,11 +1,21 @@
 """What a launch says about its runs, before and after training."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from sae_sweeps import interrupt, status
 from sae_sweeps.launching.errors import last_line
-from sae_sweeps.run import one_line
-from sae_sweeps.sweep import Plan
+from sae_sweeps.run import identity, one_line
+from sae_sweeps.sweep import Plan, finished_result
+
+Result = dict[str, Any] | Exception
+"""What became of a run: the content of `result.json`, or why there is none."""
+
+
+class RunFailed(RuntimeError):
+    """A run that another process trained, and that failed there or was lost."""
 
 
 def say(text: str) -> None:
@@ -30,9 +40,14 @@ def tell_plan(plan: Plan) -> None:
         parts.append(f"{sum(len(group) for group in plan.remeasured)} to measure anew")
     if plan.finished:
         parts.append(f"{len(plan.finished)} finished before")
+    if plan.under_way:
+        jobs = sorted(set(plan.under_way.values()))
+        parts.append(f"{len(plan.under_way)} under way in job {', '.join(jobs)}")
+    if plan.aside:
+        parts.append(f"{len(plan.aside)} moved into {status.shown(plan.folder)}/aside")
     if plan.repeated:
         parts.append(f"{plan.repeated} of {len(plan.points)} points repeat another's training")
-    say(f"{plan.name}: {', '.join(parts)}")
+    say(f"{plan.name}: {one_line(', '.join(parts))}")
 
 
 def tell_failures(failures: Sequence[tuple[str, object]]) -> None:
@@ -40,3 +55,43 @@ def tell_failures(failures: Sequence[tuple[str, object]]) -> None:
     for name, error in failures:
         reason = last_line(error) if isinstance(error, BaseException) else "no result"
         complain(f"{name} failed: {reason}")
+
+
+def tell_end(plan: Plan, outcomes: Mapping[str, Result], tracking: Any = None) -> None:
+    """Say what failed, draw the report, say how many runs are finished."""
+    failures = [(name, o) for name, o in outcomes.items() if isinstance(o, Exception)]
+    tell_failures(failures)
+    if len(failures) < len(outcomes):
+        draw_report(plan.folder, tracking)
+    say(f"{plan.name}: {len(outcomes) - len(failures)} of {len(outcomes)} runs are finished")
+
+
+def draw_report(folder: Path, tracking: Any = None) -> None:
+    """Draw the sweep's report; plotting takes a second to load, so only when it is due."""
+    from sae_sweeps.pareto.report import report
+
+    report(folder, tracking)
+
+
+def results(plan: Plan) -> dict[str, Result]:
+    """Read from the files what became of the plan's runs, which other processes trained."""
+    judged = {run.name: run for run in status.read(plan.folder).runs}
+    outcomes: dict[str, Result] = {}
+    for run in plan.runs:
+        result = finished_result(run.folder, identity(run.config))
+        found = judged[run.name]
+        outcomes[run.name] = result or RunFailed(found.reason or f"it is {found.state}")
+    return outcomes
+
+
+def left(plan: Plan) -> int:
+    """Say that a signal ended the launch and how it goes on; returns the exit code."""
+    signum, seconds = interrupt.received() or (0, 0.0)
+    if not (plan.folder / "sweep.json").exists():
+        complain("interrupted, before anything was trained")
+        return 128 + signum
+    names = {run.name: run for run in plan.runs}
+    done = [r for r in names.values() if finished_result(r.folder, identity(r.config)) is not None]
+    text = f"interrupted, {len(done)} of {len(names)} runs are finished and the others saved"
+    complain(f"{text} in {seconds:.1f} s; the same command goes on from there")
+    return 128 + signum

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
+from sae_sweeps import interrupt
 from sae_sweeps.interfaces import Data, SparseActs, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.sparse import decode
 from sae_sweeps.zipf import zipf_budgets
@@ -93,6 +94,7 @@ class Synthetic(TargetModel):
         return _random(self.seed, ROWS, SPLITS.index(split), row)
 
     def _row(self, split: Split, row: int) -> Float[Tensor, "tokens d_in"]:
+        interrupt.check()
         random = self._random(split, row)
         acts = self.offset + decode(self._codes(random), self._directions)
         if self.noise:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps import embedded
+from sae_sweeps import embedded, interrupt
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
@@ -103,6 +103,7 @@ class TransformerLens(TargetModel):
         def keep(acts: Tensor) -> Tensor:
             raise _Reached(acts)
 
+        interrupt.check()
         try:
             with self._changing(keep), torch.inference_mode():
                 self.bridge(tokens, return_type=None)
@@ -125,6 +126,7 @@ class TransformerLens(TargetModel):
         losses: list[tuple[Tensor, Tensor]] = []
         logits = self._logits(tokens, replace)
         for row, own, clean in zip(tokens, logits, self._clean_log_probs(split, rows), strict=True):
+            interrupt.check()
             spliced = own.float().log_softmax(-1)
             ce = -spliced.gather(-1, row[2:, None]).squeeze(-1)
             losses.append((ce, (clean.exp() * (clean - spliced)).sum(-1)))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps import metrics, options
+from sae_sweeps import interrupt, metrics, options
 from sae_sweeps.interfaces import Architecture, TargetModel
 from sae_sweeps.matching import recovery
 from sae_sweeps.run import METRICS_VERSION
@@ -55,6 +55,7 @@ def measure(
     columns: list[tuple[Tensor, ...]] = []
     fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=x.device)
     for part in x.split(batch_tokens):
+        interrupt.check()
         step = sae(part, dead)
         fired += step.acts.tokens_per_latent
         l0, error = step.acts.l0_per_token().float(), (part - step.recon).pow(2).sum(1)

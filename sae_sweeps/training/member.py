@@ -1,18 +1,21 @@
 """One run of a pack: its SAE in training, its files, its tracker."""
 
+import copy
 import json
 import logging
 import math
 import shutil
+import signal
 import time
 from contextlib import suppress
 from typing import IO, Any, Protocol, runtime_checkable
 
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps import checkpoint, options
+from sae_sweeps import checkpoint, interrupt, options
 from sae_sweeps.build import build
 from sae_sweeps.files import write_json, write_text
 from sae_sweeps.interfaces import Architecture
@@ -26,6 +29,9 @@ from sae_sweeps.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+LOCK_LIMIT_S = 60.0
+"""What a run waits for an attempt that a scheduler has ended but that is still leaving."""
+
 
 @runtime_checkable
 class Display(Protocol):
@@ -33,6 +39,7 @@ class Display(Protocol):
 
     def started(self, total_tokens: int, labels: list[str]) -> None: ...
     def advance(self, run: int, tokens: int) -> None: ...
+    def resumed(self, run: int, tokens: int) -> None: ...
     def metrics(self, run: int, figures: dict[str, float]) -> None: ...
     def finished(self, run: int, status: str) -> None: ...
     def stage(self, text: str) -> None: ...
@@ -82,12 +89,20 @@ class Member:
         self.fine_tuner = FineTuner(self.trainer, self.fine_tune, stream)
         self.outcome: dict[str, Any] | Exception | None = None
         self.last_row: dict[str, float] = {}
+        self.row_tokens = self.saved_tokens = 0
+        self.lock = FileLock(run.folder / ".lock")
         self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
 
     def open(self, tracking: Tracking) -> None:
-        """Start the run's log, metrics and tracker."""
+        """Start the run's log, metrics and tracker, unless another process trains this run."""
         folder = self.run.folder
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=LOCK_LIMIT_S)
+        except Timeout:
+            self.outcome = RuntimeError("another process trains this run")
+            self.display.finished(self.index, "failed")
+            return
         (folder / "failed.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "sae", ignore_errors=True)
         saved = checkpoint.latest(folder / "checkpoint", identity(self.run.config))
@@ -96,15 +111,14 @@ class Member:
         self.log.addHandler(self.handler)
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
-        # The tracker first: the old rows tell it what it already has of an earlier attempt.
-        self.tracked: TrackedRun = tracking.open(self.run)
         self.started = self.row_time = self.saved_time = time.monotonic()
-        self.row_tokens = 0
         if saved:
             self._resume(saved)
         else:
             checkpoint.clear(folder / "checkpoint")
             write_text(folder / "metrics.jsonl", "")
+        # After the rows past the checkpoint are gone: the tracker catches up with those left.
+        self.tracked: TrackedRun = tracking.open(self.run)
         self.rows: IO[str] = (folder / "metrics.jsonl").open("a", buffering=1)
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
 
@@ -112,21 +126,24 @@ class Member:
         """Take the state over, and cut the rows that came after it."""
         snapshot.restore(self.trainer, self.fine_tuner, saved.tensors, saved.state)
         self.started -= saved.state["seconds"]
-        self.row_tokens, self.last_row = self.trainer.tokens, saved.state["last_row"]
+        self.row_tokens = self.saved_tokens = self.trainer.tokens
+        self.last_row = saved.state["last_row"]
         path = self.run.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _tokens(line) <= saved.tokens]
         write_text(path, "".join(f"{line}\n" for line in kept))
-        self.display.advance(self.index, saved.tokens)
+        self.display.resumed(self.index, saved.tokens)
         self.log.info("resumed at %d tokens", saved.tokens)
 
     def advance(self, chunk: Float[Tensor, "chunk d_in"], start: int) -> None:
         """Train on one chunk, whose first token is number `start`; at the last one, finish."""
         try:
             for batch in chunk.split(self.stream.given.batch_tokens):
+                interrupt.check()
                 # What a checkpoint already has is passed over.
                 if start >= self.trainer.tokens and not self.trained:
-                    self._train(batch)
+                    with interrupt.postponed():  # half a step could not be saved
+                        self._train(batch)
                     self._save_if_due()
                 start += len(batch)
             self.finish_if_trained()
@@ -146,17 +163,33 @@ class Member:
         except Exception as error:
             self.fail(error)
 
+    def leave(self) -> None:
+        """Save what a signal interrupts, so that another attempt goes on from here."""
+        try:
+            if self.trainer.tokens > self.saved_tokens:
+                self._save()
+        except Exception as error:
+            self.log.error("no checkpoint could be written", exc_info=error)
+        signum, seconds = interrupt.received() or (0, 0.0)
+        name = signal.Signals(signum).name if signum else "an interruption"
+        tokens = self.trainer.tokens
+        self.log.info("left at %d tokens, %.2f s after %s", tokens, seconds, name)
+        self.tracked.preempt()
+        self.close_files()
+
     def _save_if_due(self) -> None:
+        if time.monotonic() - self.saved_time >= 60 * self.run.config["checkpoint_minutes"]:
+            self._save()
+
+    def _save(self) -> None:
         now = time.monotonic()
-        if now - self.saved_time < 60 * self.run.config["checkpoint_minutes"]:
-            return
         tensors, numbers = snapshot.take(self.trainer, self.fine_tuner)
         state = numbers | {"seconds": now - self.started, "last_row": self.last_row}
         self.rows.flush()
         key = identity(self.run.config)
         saved = checkpoint.Checkpoint(key, self.trainer.tokens, tensors, state)
         checkpoint.save(self.run.folder / "checkpoint", saved)
-        self.saved_time = time.monotonic()
+        self.saved_time, self.saved_tokens = time.monotonic(), self.trainer.tokens
 
     def fail(self, error: Exception) -> None:
         """Record the traceback in the run's log and one line in `failed.json`."""
@@ -196,7 +229,8 @@ class Member:
 
     def _finish(self) -> None:
         seconds = time.monotonic() - self.started
-        sae, target = self.trainer.sae, self.stream.target
+        # A copy: an interrupted evaluation leaves the state that training ended in.
+        sae, target = copy.deepcopy(self.trainer.sae), self.stream.target
         self.fine_tune.fold(sae)
         evaluation = evaluate(sae, self.stream, self.evaluation)
         figures: dict[str, Any] = {
@@ -240,3 +274,4 @@ class Member:
         with suppress(OSError):  # a full disk; what matters is written, or reported, by now
             self.handler.close()
             self.rows.close()
+        self.lock.release()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_sweeps import options
+from sae_sweeps import interrupt, options
 from sae_sweeps.build import build
 from sae_sweeps.interfaces import TargetModel
 from sae_sweeps.run import Run
@@ -30,9 +30,10 @@ def train_pack(
 
     `on_ready` is called once everything is built and before anything is written. On a CPU, runs
     train side by side, `threads` cores each; every run's own operations are the same whatever its
-    company, so its weights are too.
+    company, so its weights are too. On a signal every run saves a checkpoint.
 
     Raises:
+        Interrupted: a signal came, see `interrupt.listening`.
         ConfigError: before `on_ready`, for what only the model or the data could tell.
     """
     config = runs[0].config
@@ -43,11 +44,19 @@ def train_pack(
     members = [Member(index, run, stream, display) for index, run in enumerate(runs)]
     on_ready()
     display.started(sum(member.total_tokens for member in members), [run.label for run in runs])
-    with ExitStack() as opened, ThreadPoolExecutor(workers(device, config["threads"])) as pool:
+    with interrupt.deferred(), ExitStack() as opened:
         for member in members:
             member.open(tracking)
-            opened.callback(member.close_files)
-        _train(members, stream, pool)
+            if member.outcome is None:
+                opened.callback(member.close_files)
+        try:
+            with ThreadPoolExecutor(workers(device, config["threads"])) as pool:
+                _train(_unfinished(members), stream, pool)
+        except interrupt.Interrupted:
+            # The pool is closed, so every member stands between two steps.
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(Member.leave, _unfinished(members)))
+            raise
     return [member.outcome for member in members if member.outcome is not None]
 
 
@@ -112,4 +121,6 @@ def workers(device: torch.device, threads: int) -> int:
     if device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // threads)
+    # Not every cluster ties a job to the cores that it was given.
+    given = int(os.environ.get("SLURM_CPUS_PER_TASK", cores or 1))
+    return max(1, min(cores or 1, given) // threads)

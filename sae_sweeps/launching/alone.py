@@ -1,0 +1,43 @@
+"""One run where a launcher that is not ours put it: `basic`, `submitit_local`, `submitit_slurm`."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from sae_sweeps import interrupt, sweep
+from sae_sweeps.build import build
+from sae_sweeps.launching.leaving import leave
+from sae_sweeps.run import ConfigError, Run, identity
+
+
+def train_alone(config: dict[str, Any], choices: dict[str, str]) -> None:
+    """Train one run as a pack of one; raises the run's own exception."""
+    from sae_sweeps.launching.progress import Quiet
+    from sae_sweeps.training.pack import train_pack
+
+    if config["force"]:
+        raise ConfigError("force is for hydra/launcher=local and slurm; move the folder away.")
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    run = Run(
+        name=folder.name,
+        sweep=config["name"] or folder.parent.parent.name,
+        folder=folder,
+        config=config,
+        choices=choices,
+        overrides=[str(override) for override in hydra.overrides.task],
+    )
+    if sweep.finished_result(folder, identity(config)) is not None:
+        return
+    tracking = build(config["tracking"])
+    display = Quiet(1, config["training"]["tokens"])
+    with interrupt.listening() as before:
+        try:
+            [outcome] = train_pack([run], tracking, display, lambda: sweep.write_run_files(run))
+        except interrupt.Interrupted:
+            tracking.close(interrupt.LEAVING_LIMIT_S)
+            leave(before)
+    tracking.close()
+    if isinstance(outcome, Exception):
+        raise outcome

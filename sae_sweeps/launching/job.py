@@ -1,0 +1,178 @@
+"""The process that a frozen pack gets: a SLURM task through submitit, or a worker on this machine.
+
+`python -m sae_sweeps.launching.job packs/1-0.json` is the latter.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps import files, interrupt, manifest
+from sae_sweeps.build import build
+from sae_sweeps.launching.leaving import job_id, leave
+from sae_sweeps.launching.packs import Frozen, thaw
+from sae_sweeps.launching.progress import Lines
+from sae_sweeps.launching.work import Open, record, work
+from sae_sweeps.run import Run, identity
+from sae_sweeps.sweep import finished_result
+
+logger = logging.getLogger("sae_sweeps.launching.job")  # also when it is __main__
+
+RESTARTS_WITHOUT_PROGRESS = 3
+LINE_EVERY_S = 60.0
+FAILED = 2
+
+
+class PackJob:
+    """What submitit calls in a task; everything that it needs lies in the pack's file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        """Train the pack, and exit with 2 if a run failed."""
+        if failed := run_pack(self.path):
+            logger.error("%d runs failed", failed)
+            sys.exit(FAILED)
+
+    def checkpoint(self) -> Any:
+        """Give submitit what to call after a requeue: the same, since all state is on disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class LoggedLines(Lines):
+    """Progress as lines of the pack's log."""
+
+    def say(self, text: str) -> None:
+        """Log a line."""
+        logger.info("%s", text)
+
+
+def run_pack(path: Path) -> int:
+    """Do what is left of a pack; returns how many of its runs failed.
+
+    A signal saves the runs and ends the process, by way of submitit's handler where that asks
+    SLURM to start the job again.
+    """
+    with _logging(path.with_suffix(".log")), interrupt.listening() as before:
+        try:
+            pack = thaw(path)
+            sys.path += [folder for folder in pack.search_path if folder not in sys.path]
+            return _run(pack)
+        except interrupt.Interrupted:
+            leave(before)
+        except BaseException:
+            logger.exception("the pack ends")
+            raise
+
+
+def _run(pack: Frozen) -> int:
+    logger.info("pack %s on %s%s", pack.name, socket.gethostname(), _job())
+    _warn_of_edits(pack)
+    ahead = [run for run in pack.runs if _result(run) is None]
+    if _stalled(pack):
+        text = f"its pack was started {RESTARTS_WITHOUT_PROGRESS} times more without any progress"
+        error = RuntimeError(f"{text}: see packs/{pack.name}.log")
+        return len([record(run, error) for run in ahead])
+    tracking = build(pack.runs[0].config["tracking"])
+    tokens = sum(run.total_tokens for run in ahead)
+    with LoggedLines(len(ahead), tokens, LINE_EVERY_S) as display:
+        try:
+            outcomes = work(pack.runs, tracking, display, Open())
+        except interrupt.Interrupted:
+            tracking.close(interrupt.LEAVING_LIMIT_S)
+            raise
+    failed = sum(isinstance(outcome, Exception) for outcome in outcomes.values())
+    logger.info("%d of %d runs are finished", len(outcomes) - failed, len(outcomes))
+    _report(pack, tracking)
+    tracking.close()
+    return failed
+
+
+def _job() -> str:
+    number = job_id()
+    again = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return f", job {number}, {again} times requeued" if number else ""
+
+
+def _result(run: Run) -> dict[str, Any] | None:
+    return finished_result(run.folder, identity(run.config))
+
+
+def _warn_of_edits(pack: Frozen) -> None:
+    now = manifest.git_state()
+    if now != pack.git and now and pack.git:
+        before, after = pack.git["commit"][:9], now["commit"][:9]
+        what = f"commit {before}, now {after}" if before != after else "uncommitted changes"
+        logger.warning("the code was edited since this pack was submitted: %s", what)
+
+
+def _stalled(pack: Frozen) -> bool:
+    """Write down that the pack starts, and say whether that has become of no use."""
+    path = pack.folder / "packs" / f"{pack.name}.starts.json"
+    try:
+        starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        starts = []
+    progress = [_progress(run) for run in pack.runs]
+    in_vain = 0
+    while in_vain < len(starts) and starts[-1 - in_vain]["progress"] == progress:
+        in_vain += 1
+    now = {"time": time.time(), "host": socket.gethostname(), "progress": progress}
+    files.write_json(path, [*starts, now])
+    return in_vain >= RESTARTS_WITHOUT_PROGRESS
+
+
+def _progress(run: Run) -> int:
+    """Give the tokens of a run's last checkpoint; one more than all if it is finished."""
+    if _result(run) is not None:
+        return run.total_tokens + 1
+    saved = sorted((run.folder / "checkpoint").glob("step-*.safetensors"))
+    return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+
+
+def _report(pack: Frozen, tracking: Any) -> None:
+    """Draw the sweep's report so far; the tracker gets it when no run is left."""
+    from filelock import FileLock
+
+    from sae_sweeps.pareto.report import report
+
+    with FileLock(pack.folder / "packs" / ".report.lock"):
+        found = manifest.read(pack.folder)
+        home = pack.folder / "runs"
+        named = zip(found.runs, found.points, strict=True)
+        over = all(_over(home / name, point.config) for name, point in named)
+        report(pack.folder, tracking if over else None)
+
+
+def _over(folder: Path, config: Mapping[str, Any]) -> bool:
+    failed = (folder / "failed.json").exists()
+    return failed or finished_result(folder, identity(config)) is not None
+
+
+@contextmanager
+def _logging(path: Path) -> Generator[None, None, None]:
+    """Append what the package says to the pack's log."""
+    package = logging.getLogger("sae_sweeps")
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+if __name__ == "__main__":
+    PackJob(Path(sys.argv[1]))()

@@ -1,0 +1,115 @@
+"""What our launchers share: from points to a plan, and from outcomes to what Hydra wants back."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from sae_sweeps import manifest, status, sweep
+from sae_sweeps.build import build
+from sae_sweeps.config import check, sweep_name
+from sae_sweeps.launching.compose import ConfigLauncher, compose
+from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.sweep import Plan, Point
+
+Outcome = dict[str, Any] | Exception | None
+"""A run's result, why it failed, or None for one that was only submitted."""
+
+
+class PlanLauncher(ConfigLauncher):
+    """Plans what there is to do and has `carry_out` do it."""
+
+    schema: ClassVar[str]
+    """The dataclass of its options, `module.Class`."""
+
+    def __init__(self, **given: Any) -> None:
+        """Take the options that the config states; raises ConfigError for a wrong one."""
+        plain = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+        assert isinstance(plain, dict)
+        self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
+        self.given: Any = build(self.checked)
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """What builds this launcher again: its class and its options."""
+        kind = type(self)
+        return self.checked | {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra hands to every launcher."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Serve sweepers other than ours, which hand over overrides and want figures back."""
+        del initial_job_idx  # runs are named by content
+        self.require_figures()
+        setup_globals()
+        return self.launch_configs(compose(self.hydra_context, self.config, job_overrides))
+
+    def launch_configs(self, points: list[Point]) -> list[JobReturn]:
+        """Do what is not done yet; one outcome per point, in order."""
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        plan, outcomes = self.launch_points(sweep_name(_root_=self.config), folder, points)
+        return [self._job(outcomes[run.name], run) for run in plan.runs]
+
+    def launch_points(
+        self, name: str, folder: Path, points: list[Point]
+    ) -> tuple[Plan, Mapping[str, Outcome]]:
+        """Do what is not done yet of the points; outcomes by the run's name."""
+        try:
+            launch = manifest.next_launch(folder)
+            plan = sweep.plan(name, folder, points, under_way(folder), launch)
+        except OSError as error:
+            raise ConfigError(f"cannot read {error.filename}: {error.strerror}.") from error
+        return plan, self.carry_out(plan)
+
+    def require_figures(self) -> None:
+        """Refuse, by ConfigError, options under which a sweeper would learn nothing."""
+
+    @abstractmethod
+    def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
+        """Train, or have trained, what the plan says; an outcome for each of its runs."""
+
+    def _job(self, outcome: Outcome, run: Run) -> JobReturn:
+        job = JobReturn(overrides=run.overrides, working_dir=str(run.folder), task_name=run.name)
+        failed = isinstance(outcome, Exception)
+        job.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+        job.return_value = outcome
+        if isinstance(outcome, dict) and self.given.objective:
+            job.return_value = _figures(outcome["metrics"], self.given.objective)
+        return job
+
+
+def _figures(metrics: Mapping[str, float], objective: str | list[str]) -> float | list[float]:
+    """Read one figure of a result, or several; raises ConfigError for one that it lacks."""
+    names = [objective] if isinstance(objective, str) else objective
+    for name in names:
+        if name not in metrics:
+            text = f"hydra.launcher.objective is {name!r}, expected one of {', '.join(metrics)}."
+            raise ConfigError(text)
+    return metrics[objective] if isinstance(objective, str) else [metrics[name] for name in names]
+
+
+def under_way(folder: Path) -> dict[str, str]:
+    """Tell which runs SLURM jobs of earlier launches will still train, and the job of each.
+
+    Raises:
+        ConfigError: SLURM, which knows, cannot be asked.
+    """
+    if not (folder / "sweep.json").exists():
+        return {}
+    found = status.read(folder)
+    jobs = {run.name: run.job for run in found.runs if run.job is not None}
+    if found.problem and any(run.job and run.state not in ("done", "failed") for run in found.runs):
+        text = f"whether {folder.name}'s jobs still run cannot be told: {found.problem}"
+        raise ConfigError(f"{text}. Launch where SLURM is, or give another name.")
+    alive = ("pending", "running", "preempted")
+    return {run.name: jobs[run.name] for run in found.runs if run.state in alive and run.job}

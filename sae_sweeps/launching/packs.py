@@ -1,0 +1,76 @@
+"""A plan's runs divided into packs, and packs frozen in files for the processes that take them."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_sweeps import files, manifest
+from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.sweep import Plan
+
+VERSION = 1
+
+
+def divided(streams: Sequence[list[Run]], at_most: int) -> list[list[Run]]:
+    """Divide the runs of each stream into packs of at most so many, which take about as long."""
+    packs: list[list[Run]] = []
+    for runs in streams:
+        own: list[list[Run]] = [[] for _ in range(-(-len(runs) // at_most))]
+        # The dearest first, each to the pack that has least to do so far.
+        for run in sorted(runs, key=_cost, reverse=True):
+            room = [pack for pack in own if len(pack) < at_most]
+            min(room, key=lambda pack: sum(map(_cost, pack))).append(run)
+        packs += own
+    return packs
+
+
+def _cost(run: Run) -> int:
+    return run.config["d_sae"] * run.config["training"]["tokens"]
+
+
+# --- A pack in a file ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """All that a process needs to train a pack: no YAML is read again."""
+
+    name: str
+    """`<launch>-<i>`"""
+    folder: Path
+    """The sweep's folder, where this machine has it."""
+    runs: list[Run]
+    search_path: list[str]
+    """Folders with a user's own modules."""
+    git: dict[str, str] | None
+    """The code's state when the pack was frozen."""
+
+
+def freeze(plan: Plan, packs: Sequence[manifest.Pack]) -> list[Path]:
+    """Write a `packs/<name>.json` for each pack."""
+    runs = {run.name: run for run in plan.runs}
+    keys = ("name", "sweep", "config", "choices", "overrides")
+    same = {"version": VERSION, "search_path": own_folders(), "git": manifest.git_state()}
+    paths: list[Path] = []
+    for pack in packs:
+        rows = [{key: getattr(runs[name], key) for key in keys} for name in pack.runs]
+        paths.append(plan.folder / "packs" / f"{pack.name}.json")
+        files.write_json(paths[-1], same | {"runs": rows})
+    return paths
+
+
+def thaw(path: Path) -> Frozen:
+    """Read a pack's file."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["version"] != VERSION:
+        raise ConfigError(f"{path} has version {found['version']!r}, expected {VERSION}.")
+    folder = path.parent.parent
+    runs = [Run(folder=folder / "runs" / row["name"], **row) for row in found["runs"]]
+    return Frozen(path.stem, folder, runs, found["search_path"], found["git"])
+
+
+def own_folders() -> list[str]:
+    """Give the folders where a process started elsewhere finds the modules that this one does."""
+    return [str(Path(entry).resolve()) for entry in sys.path if Path(entry or ".").is_dir()]

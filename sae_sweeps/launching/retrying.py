@@ -1,0 +1,29 @@
+"""Launches again what of a sweep failed or was lost, as it was launched before."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sae_sweeps import manifest, status
+from sae_sweeps.build import build
+from sae_sweeps.launching.launcher import PlanLauncher
+from sae_sweeps.launching.summary import say
+from sae_sweeps.sweep import ONE_PER_SWEEP
+
+
+def retry(folder: Path) -> int:
+    """Launch the failed and lost runs of a sweep; returns the exit code.
+
+    Configs and launcher are those of the manifest: no YAML is read. Of options that cannot change
+    a run's weights the last launch's count, since a launch has one of each.
+    """
+    found, now = manifest.read(folder), status.read(folder)
+    names = [run.name for run in now.runs if run.state in ("failed", "lost")]
+    if not names:
+        say(f"{found.name}: no run has failed or was lost")
+        return 0
+    latest = {key: found.points[-1].config[key] for key in ONE_PER_SWEEP}
+    pairs = zip(found.runs, found.points, strict=True)
+    points = [replace(p, config=p.config | latest) for name, p in pairs if name in names]
+    launcher: PlanLauncher = build(found.launches[-1].launcher)
+    _, outcomes = launcher.launch_points(found.name, folder.absolute(), points)
+    return 2 if any(isinstance(outcome, Exception) for outcome in outcomes.values()) else 0

@@ -1,0 +1,198 @@
+"""The launcher `slurm`: packs as one array of SLURM jobs, submitted through submitit."""
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sae_sweeps import status
+from sae_sweeps.launching.launcher import Outcome, PlanLauncher
+from sae_sweeps.launching.packs import divided, freeze
+from sae_sweeps.launching.summary import results, say, tell_end, tell_plan
+from sae_sweeps.launching.writer import Writer, as_config_error
+from sae_sweeps.run import ConfigError, did_you_mean, one_line
+from sae_sweeps.sweep import Plan
+
+OURS = ("job_name", "nodes", "ntasks_per_node", "time", "num_gpus", "use_srun")
+"""Options of submitit's that would break a pack, or have one of our options for them."""
+REQUEUES = 1_000_000
+"""How often a job may run into its time limit and go on: a pack without progress stops itself."""
+LOOK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `hydra/launcher=slurm`; None leaves a thing to the cluster's default."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    gpus: int | str
+    """Per job: a number, or a type and a number as `a100:1`; 0 for none."""
+    cpus: int
+    """Per job."""
+    memory: str | None
+    """Per job, as `32G`."""
+    time: int | str
+    """Minutes, or `days-hours:minutes:seconds`."""
+    signal_delay_s: int
+    """Seconds before its end in which a job is warned."""
+    array_parallelism: int
+    """Jobs at the same time, at most."""
+    max_runs_per_pack: int
+    """Runs of one job, at most."""
+    setup: list[str]
+    """Shell commands before the job."""
+    extra: dict[str, Any] | None
+    """Any other option of submitit's."""
+    wait: bool
+    """Stay until the last run is over."""
+    objective: str | list[str] | None
+    """With `wait`: what a sweeper gets of each run, a figure of its result or a list of them."""
+    progress: Literal["auto", "off"]
+    """With `wait`: `auto` shows how far the sweep is."""
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "array_parallelism", "max_runs_per_pack", "signal_delay_s"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"hydra.launcher.{name} is {value}, expected at least 1.")
+        if isinstance(self.gpus, int) and self.gpus < 0:
+            raise ConfigError(f"hydra.launcher.gpus is {self.gpus}, expected at least 0.")
+        if self.objective and not self.wait:
+            raise ConfigError("hydra.launcher.objective needs hydra.launcher.wait=true.")
+        minutes(self.time)
+
+
+class Slurm(PlanLauncher):
+    """Submits and returns; with `wait` it stays and tells what became of the runs."""
+
+    schema = f"{__name__}.Options"
+    given: Options
+
+    def require_figures(self) -> None:
+        """Refuse to return before there are any."""
+        if not self.given.wait:
+            raise ConfigError("hydra.launcher.wait is false: this sweeper needs the runs' results.")
+
+    def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
+        """Submit what is not finished, and say how to follow it."""
+        packs = divided([*plan.packs, *plan.remeasured], self.given.max_runs_per_pack)
+        writer = Writer(plan, packs, self.node)
+        with writer.locked():
+            if packs:
+                self._submit(plan, writer)
+            else:
+                tell_plan(plan)
+        if self.given.wait or not (packs or plan.under_way):
+            return self._ended(plan)
+        return {run.name: plan.finished.get(run.name) for run in plan.runs}
+
+    def _submit(self, plan: Plan, writer: Writer) -> None:
+        from sae_sweeps.launching.job import PackJob
+
+        with _outside_of_a_job():
+            executor = self._executor(plan)
+            writer.begin()
+            with as_config_error():
+                paths = freeze(plan, writer.packs)
+            try:
+                with redirect_stderr(io.StringIO()):  # sbatch's lines, which the error has too
+                    jobs = executor.submit_array([PackJob(path) for path in paths])
+            except Exception as error:
+                writer.take_back()
+                said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines()]
+                raise ConfigError(f"SLURM refused the jobs: {'; '.join(said)}") from error
+        writer.submitted([job.job_id for job in jobs])
+        tell_plan(plan)
+        folder = status.shown(plan.folder)
+        number = str(jobs[0].job_id).partition("_")[0]
+        tasks = f", tasks 0 to {len(jobs) - 1}" if len(jobs) > 1 else ""
+        say(f"Submitted: job {number}{tasks}. Logs: {folder}/packs/{plan.launch}-*.log")
+        say(f"To follow: sae-sweeps status {folder}    (or wait, cancel, retry, report)")
+
+    def _executor(self, plan: Plan) -> Any:
+        """Make submitit's executor for this plan's jobs; raises ConfigError for a wrong option."""
+        if not shutil.which("sbatch"):
+            text = "hydra/launcher is slurm, but there is no sbatch here"
+            raise ConfigError(f"{text}: call this on a machine of the cluster.")
+        from submitit.slurm.slurm import SlurmExecutor
+
+        try:
+            executor = SlurmExecutor(plan.folder / "packs" / "%j", max_num_timeout=REQUEUES)
+            known = SlurmExecutor._valid_parameters()  # pyright: ignore[reportPrivateUsage]
+            for name in self.given.extra or {}:
+                if name in OURS or name not in known:
+                    guess = did_you_mean(name, sorted(known.difference(OURS)))
+                    raise ConfigError(f"hydra.launcher.extra.{name} is not possible.{guess}")
+            executor.update_parameters(**self._parameters(plan.name))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"hydra.launcher: {one_line(error)}") from error
+        return executor
+
+    def _parameters(self, name: str) -> dict[str, Any]:
+        given = self.given
+        same = ("partition", "account", "qos", "constraint", "signal_delay_s", "array_parallelism")
+        wanted: dict[str, Any] = {key: getattr(given, key) for key in same}
+        wanted |= {"job_name": name, "time": minutes(given.time), "cpus_per_task": given.cpus}
+        wanted |= {"gpus_per_node": given.gpus or None, "setup": given.setup or None}
+        wanted |= given.extra or {}
+        if given.memory is not None:
+            more = wanted.get("additional_parameters") or {}
+            wanted["additional_parameters"] = {"mem": given.memory} | more
+        return {key: value for key, value in wanted.items() if value is not None}
+
+    def _ended(self, plan: Plan) -> Mapping[str, Outcome]:
+        """Wait for all runs, and tell what became of them."""
+        from sae_sweeps.launching import monitor, progress
+
+        names = {run.name for run in plan.runs}
+        tokens = sum(run.total_tokens for run in {run.name: run for run in plan.runs}.values())
+        with progress.make(self.given.progress, len(names), tokens) as display:
+            monitor.watch(plan.folder, display, names, every_s=LOOK_EVERY_S)
+        outcomes = results(plan)
+        tell_end(plan, outcomes)
+        return outcomes
+
+
+def minutes(time: int | str) -> int:
+    """Read a time limit as SLURM does, in whole minutes; raises ConfigError.
+
+    Minutes, `minutes:seconds`, `hours:minutes:seconds`, `days-hours`, `days-hours:minutes` or
+    `days-hours:minutes:seconds`.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time))
+    if found:
+        days, *rest = found.groups()
+        parts = [int(part) for part in rest if part is not None]
+        if days is not None or len(parts) == 3:
+            hours, mins, seconds = [*parts, 0, 0][:3]
+        else:
+            hours, (mins, seconds) = 0, [*parts, 0][:2]
+        whole = (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
+        if whole > 0:
+            return whole
+    text = f"hydra.launcher.time is {time!r}"
+    raise ConfigError(f"{text}, expected minutes, at least 1, or days-hours:minutes:seconds.")
+
+
+@contextmanager
+def _outside_of_a_job() -> Generator[None, None, None]:
+    """Hide the SLURM job that this command may run in: its limits would bind the new jobs."""
+    kept = ("SLURM_CONF",)
+    inside = "SLURM_JOB_ID" in os.environ
+    words = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(words) and k not in kept}
+    if inside:
+        for key in hidden:
+            del os.environ[key]
+    try:
+        yield
+    finally:
+        if inside:
+            os.environ.update(hidden)
