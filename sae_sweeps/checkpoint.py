@@ -3,6 +3,7 @@
 import json
 import logging
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-<tokens>.safetensors`, then remove all but the last two."""
+    """Write `folder/step-<tokens>.safetensors`, then remove all but the last two.
+
+    Raises:
+        OSError: the disk does not take it; the checkpoints before are still there.
+    """
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     header = {
         "version": VERSION,
@@ -44,19 +49,31 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "crc32": _crc32(tensors),
         "state": checkpoint.state,
     }
-    with replacing(folder / f"step-{checkpoint.tokens:015d}.safetensors") as path:
-        save_file(tensors, path, {"checkpoint": json.dumps(header)})
+    name = f"step-{checkpoint.tokens:015d}.safetensors"
+    with replacing(folder / name) as path:
+        try:
+            save_file(tensors, path, {"checkpoint": json.dumps(header)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{folder / name}: {one_line(error)}") from error
     for path in _saved(folder)[:-KEPT]:
         path.unlink()
 
 
-def latest(folder: Path, identity: str) -> Checkpoint | None:
-    """Read the last whole checkpoint of this identity; damaged ones are passed over, and named."""
+def latest(
+    folder: Path, identity: str, tell: Callable[[str], None] = lambda _: None
+) -> Checkpoint | None:
+    """Read the last whole checkpoint of this identity; damaged ones are passed over, and named.
+
+    Args:
+        tell: is given a line for each that is passed over, as the package's log is.
+    """
     for path in reversed(_saved(folder)):
         try:
             return _read(path, identity)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is passed over: %s", path, one_line(error))
+            text = f"{path} is passed over: {one_line(error)}"
+            logger.warning("%s", text)
+            tell(text)
     return None
 
 

@@ -1,10 +1,11 @@
 """Writes a file whole or not at all: beside its place, flushed to disk, then renamed."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -37,8 +38,23 @@ def replacing(path: Path) -> Generator[Path, None, None]:
         _to_disk(temporary)
         temporary.replace(path)
         _to_disk(path.parent)  # without this a power cut may forget the rename
+    except OSError as error:
+        error.filename = str(path)  # it names the temporary file, or none if the disk is full
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class LogFile(logging.FileHandler):
+    """A log file; a line that finds the disk full is left out, and disturbs nobody."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing, where `logging` would print a traceback."""
+
+    def close(self) -> None:
+        """Close the file, and give up what could not be written."""
+        with suppress(OSError):
+            super().close()
 
 
 def is_locked(path: Path) -> bool:

@@ -26,6 +26,8 @@ class Interrupted(BaseException):
 class _State:
     signum: int | None = None
     since = 0.0
+    told = False
+    """Whether `Interrupted` was raised: further signals must not disturb who leaves."""
     deferred = False
 
 
@@ -37,15 +39,24 @@ _thread = threading.local()
 def listening() -> Generator[Mapping[int, Any], None, None]:
     """Turn the signals into `Interrupted` while the block runs; gives the handlers of before.
 
-    A second Ctrl-C ends the process as it always did. For the main thread only.
+    It is raised once; a second Ctrl-C ends the process as it always did. What the process was
+    started to ignore, as after `nohup` or by a script's `&`, stays ignored. For the main thread.
     """
-    _state.signum = None
-    before = {signum: signal.signal(signum, _on_signal) for signum in SIGNALS}
+    _forget()
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    heard = [signum for signum, handler in before.items() if handler != signal.SIG_IGN]
     try:
+        for signum in heard:
+            signal.signal(signum, _on_signal)
         yield before
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum in heard:
+            signal.signal(signum, before[signum])
+        _forget()
+
+
+def _forget() -> None:
+    _state.signum, _state.told = None, False
 
 
 def _on_signal(signum: int, _: FrameType | None) -> None:
@@ -55,7 +66,8 @@ def _on_signal(signum: int, _: FrameType | None) -> None:
     if _state.signum is None or signum == signal.SIGUSR2:
         _state.since = time.monotonic() if _state.signum is None else _state.since
         _state.signum = signum
-    if not _state.deferred:
+    if not _state.deferred and not _state.told:
+        _state.told = True
         raise Interrupted
 
 
@@ -82,6 +94,7 @@ def postponed() -> Generator[None, None, None]:
 def check() -> None:
     """Raise `Interrupted` if a signal came; loops over micro-batches call it in each round."""
     if _state.signum is not None and not getattr(_thread, "postponed", False):
+        _state.told = True
         raise Interrupted
 
 

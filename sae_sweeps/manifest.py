@@ -25,7 +25,9 @@ PACKAGES = (
 )
 DIFF_CHARACTERS = 20_000
 
-LAUNCH = ("command", "time", "host", "pid", "git", "packages", "launcher", "packs")
+LAUNCH = (
+    *("command", "time", "host", "pid", "git", "packages", "search_path", "launcher", "packs"),
+)
 """What the manifest holds of each launch: of the last one at its top, of others in `earlier`."""
 
 
@@ -52,6 +54,8 @@ class Launch:
     launcher: dict[str, Any]
     """`_target_` and the options; its values are plain JSON."""
     packs: list[Pack]
+    search_path: list[str]
+    """Folders where its process found modules, a user's own among them."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def read(folder: Path) -> Manifest:
 def _launch(found: Mapping[str, Any]) -> Launch:
     packs = [Pack(pack["name"], pack["runs"], pack["job"]) for pack in found["packs"]]
     words = found["command"], found["time"], found["host"], found["pid"], found["launcher"]
-    return Launch(*words, packs)
+    return Launch(*words, packs, found.get("search_path", []))
 
 
 def next_launch(folder: Path) -> int:
@@ -132,7 +136,7 @@ def write(plan: Plan, packs: Sequence[Pack], launcher: Mapping[str, Any]) -> Non
     else:
         earlier = [*earlier, *([_of_launch(before)] if before else [])]
         launch = {"command": shlex.join(sys.orig_argv), **mine}
-        launch |= {"git": git_state(), "packages": versions()}
+        launch |= {"git": git_state(), "packages": versions(), "search_path": search_path()}
     launch |= {"launcher": dict(launcher), "packs": [asdict(pack) for pack in packs]}
     manifest = {"version": VERSION, "name": plan.name, **launch}
     files.write_json(path, manifest | {"points": kept + rows, "earlier": earlier})
@@ -148,7 +152,7 @@ def _row(point: Point, run: str) -> dict[str, Any]:
 
 
 def _of_launch(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: manifest[key] for key in LAUNCH}
+    return {key: manifest[key] for key in LAUNCH if key in manifest}
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -166,6 +170,11 @@ def _load(path: Path) -> dict[str, Any] | None:
         text = f"{path} has version {version!r}, expected {VERSION}."
         raise ConfigError(f"{text} Give another name.")
     return manifest
+
+
+def search_path() -> list[str]:
+    """Give the folders where a process started elsewhere finds the modules that this one does."""
+    return [str(Path(entry).resolve()) for entry in sys.path if Path(entry or ".").is_dir()]
 
 
 def git_state() -> dict[str, str] | None:

@@ -203,19 +203,35 @@ def _verdict(
         return _Verdict("preempted" if job.restarts else "pending", _why(job), job.node)
     if around.held and number is None and launch is around.manifest.launches[-1]:
         return _Verdict("pending", "waits for its turn")
-    return _Verdict("lost", _loss(around.folder / "runs" / name, number, job, around.problem))
+    return _Verdict("lost", _loss(name, number, job, around))
 
 
-def _loss(run: Path, number: str | None, job: cluster.Job | None, problem: str) -> str:
+def _loss(name: str, number: str | None, job: cluster.Job | None, around: _Around) -> str:
     """Say what is known of why nobody works on a run."""
-    if number and problem:
+    if number and around.problem:
         return "SLURM could not be asked about its job"
-    if job is not None:
-        return f"its job ended as {_why(job, first=job.state)}"
     if number:
-        return "SLURM does not know its job any more"
-    started = (run / "run.log").exists()
+        said = "SLURM does not know its job any more"
+        if job is not None:
+            said = f"its job ended as {_why(job, first=job.state)}"
+        return f"{said}{_last_words(around.folder / 'packs' / number / f'{number}_0_log.err')}"
+    started = (around.folder / "runs" / name / "run.log").exists()
     return "the process that trained it is gone" if started else "it was never started"
+
+
+def _last_words(path: Path) -> str:
+    """Quote what SLURM, or else the process itself, last wrote into a job's log of errors."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    step = [line for line in lines if line.startswith("slurmstepd") and "***" not in line]
+    noise = ("slurmstepd", "srun", "submitit")
+    own = [line for line in lines if line.strip() and not line.startswith(noise)]
+    said = [*own[-1:], *step[-1:]]
+    return f" ({one_line(said[-1].rpartition('error: ')[2])})" if said else ""
 
 
 def _why(job: cluster.Job, first: str = "") -> str:

@@ -80,7 +80,7 @@ def plan(
     _refuse_differences(points)
     force = points[0].config["force"]
     # It is a wish for this launch, no part of what a later one finds in the manifest.
-    points = [replace(point, config=point.config | {"force": False}) for point in points]
+    points = [_unforced(point) for point in points]
     known: dict[str, Run] = {}
     finished: dict[str, dict[str, Any]] = {}
     packs: dict[str, list[Run]] = {}
@@ -105,6 +105,11 @@ def plan(
     busy = {run.name: under_way[run.name] for run in known.values() if run.name in under_way}
     aside = [run for run in known.values() if force and run.folder.exists()]
     return Plan(name, folder, points, runs, finished, *groups, busy, aside, launch)
+
+
+def _unforced(point: Point) -> Point:
+    words = [word for word in point.overrides if word.lstrip("+").partition("=")[0] != "force"]
+    return replace(point, overrides=words, config=point.config | {"force": False})
 
 
 def _refuse_busy(run: Run, job: str, force: bool) -> None:

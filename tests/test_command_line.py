@@ -27,10 +27,15 @@ class Trainer:
         self.error_of: Callable[[Run], Exception | None] = lambda _: None
 
     def train_pack(
-        self, runs: list[Run], tracking: Any, display: Any, on_ready: Callable[[], None]
+        self,
+        runs: list[Run],
+        tracking: Any,
+        display: Any,
+        on_ready: Callable[[], None],
+        isolate: bool = False,
     ) -> list[Any]:
         """Train nothing."""
-        del tracking
+        del tracking, isolate
         self.before_ready(runs)
         on_ready()
         self.packs.append(runs)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_sweeps.commands import VERBS as VERBS_THERE_ARE
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TINY = [
@@ -66,7 +68,10 @@ def small(words: list[str]) -> list[str]:
     return [*flags, *words, *wanted]
 
 
-TRAINING = [line for line in commands() if line.startswith("sae-sweeps") and "report" not in line]
+OURS = [line for line in commands() if line.startswith("sae-sweeps")]
+VERBS = [line for line in OURS if set(line.split()[1:2]) & set(VERBS_THERE_ARE)]
+TRAINING = [line for line in OURS if line not in VERBS and "slurm" not in line]
+"""Of SLURM's, tests/slurm/test_readme.py runs the lines."""
 
 
 def test_commands_were_found() -> None:
@@ -99,13 +104,15 @@ def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> No
 
 
 @pytest.mark.slow
-def test_report_command(place: Path) -> None:
-    [line] = [line for line in commands() if " report " in line]
+def test_verbs_of_a_sweep_here(place: Path) -> None:
+    lines = [line for line in VERBS if line.endswith("outputs/pareto")]
+    assert {line.split()[1] for line in lines} == {"status", "retry", "report"}
     run(place, small(["+sweep=pareto"]))
     picture = place / "outputs" / "pareto" / "pareto.png"
     picture.unlink()
-    done = run(place, shlex.split(line)[1:])
-    assert done.returncode == 0, done.stderr
+    for line in lines:
+        done = run(place, shlex.split(line)[1:])
+        assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 10_000
 
 
@@ -129,8 +136,11 @@ def test_paths_exist() -> None:
 
 
 def test_option_table_is_complete() -> None:
-    for folder in (path for path in (ROOT / "conf").iterdir() if path.is_dir()):
-        for option in folder.glob("*.yaml"):
-            if (folder.name, option.stem) not in {("method", "none"), ("data", "none")}:
-                row = next(line for line in README.splitlines() if f"| `{folder.name}` |" in line)
-                assert f"`{option.stem}`" in row, f"{folder.name}/{option.stem}"
+    unsaid = {"method/none", "data/none", "hydra/sweeper/points"}
+    files = [path.relative_to(ROOT / "conf") for path in (ROOT / "conf").glob("*/**/*.yaml")]
+    assert len(files) > 40
+    for file in files:
+        group, option = file.parent.as_posix(), file.stem
+        if f"{group}/{option}" not in unsaid:
+            row = next(line for line in README.splitlines() if f"| `{group}` |" in line)
+            assert f"`{option}`" in row, file

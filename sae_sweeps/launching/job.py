@@ -6,12 +6,14 @@
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from sae_sweeps import files, interrupt, manifest
@@ -20,14 +22,16 @@ from sae_sweeps.launching.leaving import job_id, leave
 from sae_sweeps.launching.packs import Frozen, thaw
 from sae_sweeps.launching.progress import Lines
 from sae_sweeps.launching.work import Open, record, work
-from sae_sweeps.run import Run, identity
+from sae_sweeps.run import ConfigError, Run, identity
 from sae_sweeps.sweep import finished_result
 
 logger = logging.getLogger("sae_sweeps.launching.job")  # also when it is __main__
 
 RESTARTS_WITHOUT_PROGRESS = 3
 LINE_EVERY_S = 60.0
-FAILED = 2
+ATTACHED = "attached"
+"""The word after the pack's file with which a process leaves as soon as its stdin ends."""
+REFUSED, FAILED = 1, 2
 
 
 class PackJob:
@@ -70,6 +74,9 @@ def run_pack(path: Path) -> int:
             return _run(pack)
         except interrupt.Interrupted:
             leave(before)
+        except ConfigError as error:
+            logger.error("%s", error)
+            sys.exit(REFUSED)
         except BaseException:
             logger.exception("the pack ends")
             raise
@@ -128,7 +135,8 @@ def _stalled(pack: Frozen) -> bool:
     while in_vain < len(starts) and starts[-1 - in_vain]["progress"] == progress:
         in_vain += 1
     now = {"time": time.time(), "host": socket.gethostname(), "progress": progress}
-    files.write_json(path, [*starts, now])
+    with suppress(OSError):  # training tells better what is wrong with the disk
+        files.write_json(path, [*starts, now])
     return in_vain >= RESTARTS_WITHOUT_PROGRESS
 
 
@@ -151,7 +159,12 @@ def _report(pack: Frozen, tracking: Any) -> None:
         home = pack.folder / "runs"
         named = zip(found.runs, found.points, strict=True)
         over = all(_over(home / name, point.config) for name, point in named)
-        report(pack.folder, tracking if over else None)
+        if not over and ATTACHED in sys.argv:
+            return  # the process that launched this one draws it in the end
+        try:
+            report(pack.folder, tracking if over else None)
+        except OSError as error:
+            logger.warning("the report is not written: %s", error)
 
 
 def _over(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -163,7 +176,7 @@ def _over(folder: Path, config: Mapping[str, Any]) -> bool:
 def _logging(path: Path) -> Generator[None, None, None]:
     """Append what the package says to the pack's log."""
     package = logging.getLogger("sae_sweeps")
-    handler = logging.FileHandler(path)
+    handler = files.LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package.setLevel(logging.INFO)
     package.addHandler(handler)
@@ -174,5 +187,13 @@ def _logging(path: Path) -> Generator[None, None, None]:
         handler.close()
 
 
+def leave_with_parent() -> None:
+    """Tell this process to save and leave when the one that launched it is gone."""
+    os.read(sys.stdin.fileno(), 1)  # comes back when the other end of the pipe is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    if ATTACHED in sys.argv:
+        Thread(target=leave_with_parent, daemon=True).start()
     PackJob(Path(sys.argv[1]))()

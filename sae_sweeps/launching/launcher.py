@@ -13,7 +13,7 @@ from sae_sweeps import manifest, status, sweep
 from sae_sweeps.build import build
 from sae_sweeps.config import check, sweep_name
 from sae_sweeps.launching.compose import ConfigLauncher, compose
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.run import FIGURES, ConfigError, Run, did_you_mean
 from sae_sweeps.sweep import Plan, Point
 
 Outcome = dict[str, Any] | Exception | None
@@ -32,6 +32,10 @@ class PlanLauncher(ConfigLauncher):
         assert isinstance(plain, dict)
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
         self.given: Any = build(self.checked)
+        for name in _names(self.given.objective):
+            if name not in FIGURES:
+                text = f"hydra.launcher.objective is {name!r}, expected of {', '.join(FIGURES)}."
+                raise ConfigError(text + did_you_mean(name, FIGURES))
 
     @property
     def node(self) -> dict[str, Any]:
@@ -48,9 +52,10 @@ class PlanLauncher(ConfigLauncher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Serve sweepers other than ours, which hand over overrides and want figures back."""
+        """Serve sweepers other than ours, which hand over overrides and mostly want figures."""
         del initial_job_idx  # runs are named by content
-        self.require_figures()
+        if not self.config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            self.require_figures()
         setup_globals()
         return self.launch_configs(compose(self.hydra_context, self.config, job_overrides))
 
@@ -58,7 +63,7 @@ class PlanLauncher(ConfigLauncher):
         """Do what is not done yet; one outcome per point, in order."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         plan, outcomes = self.launch_points(sweep_name(_root_=self.config), folder, points)
-        return [self._job(outcomes[run.name], run) for run in plan.runs]
+        return [self._job(outcomes.get(run.name), run) for run in plan.runs]
 
     def launch_points(
         self, name: str, folder: Path, points: list[Point]
@@ -73,6 +78,9 @@ class PlanLauncher(ConfigLauncher):
 
     def require_figures(self) -> None:
         """Refuse, by ConfigError, options under which a sweeper would learn nothing."""
+        if not self.given.objective:
+            text = "hydra.launcher.objective is null: this sweeper needs a figure, such as fvu."
+            raise ConfigError(text)
 
     @abstractmethod
     def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
@@ -90,12 +98,16 @@ class PlanLauncher(ConfigLauncher):
 
 def _figures(metrics: Mapping[str, float], objective: str | list[str]) -> float | list[float]:
     """Read one figure of a result, or several; raises ConfigError for one that it lacks."""
-    names = [objective] if isinstance(objective, str) else objective
+    names = _names(objective)
     for name in names:
         if name not in metrics:
-            text = f"hydra.launcher.objective is {name!r}, expected one of {', '.join(metrics)}."
-            raise ConfigError(text)
+            text = f"hydra.launcher.objective is {name!r}, which this target model has not"
+            raise ConfigError(f"{text}: it has {', '.join(metrics)}.")
     return metrics[objective] if isinstance(objective, str) else [metrics[name] for name in names]
+
+
+def _names(objective: str | list[str] | None) -> list[str]:
+    return [objective] if isinstance(objective, str) else objective or []
 
 
 def under_way(folder: Path) -> dict[str, str]:

@@ -97,8 +97,9 @@ class Local(PlanLauncher):
         paths = freeze(plan, writer.packs)
         with self._display(plan) as display:
             names = [run.name for pack in [*plan.packs, *plan.remeasured] for run in pack]
-            work_apart(plan.folder, paths, names, devices, display)
-        outcomes = results(plan)
+            ends = work_apart(plan.folder, paths, names, devices, display)
+        lost = {run: ends[p.name] for p in writer.packs if p.name in ends for run in p.runs}
+        outcomes = results(plan, lost)
         tell_end(plan, outcomes)
         return outcomes
 

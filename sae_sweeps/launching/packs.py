@@ -1,7 +1,6 @@
 """A plan's runs divided into packs, and packs frozen in files for the processes that take them."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ def freeze(plan: Plan, packs: Sequence[manifest.Pack]) -> list[Path]:
     """Write a `packs/<name>.json` for each pack."""
     runs = {run.name: run for run in plan.runs}
     keys = ("name", "sweep", "config", "choices", "overrides")
-    same = {"version": VERSION, "search_path": own_folders(), "git": manifest.git_state()}
+    same = {"version": VERSION, "search_path": manifest.search_path(), "git": manifest.git_state()}
     paths: list[Path] = []
     for pack in packs:
         rows = [{key: getattr(runs[name], key) for key in keys} for name in pack.runs]
@@ -62,15 +61,16 @@ def freeze(plan: Plan, packs: Sequence[manifest.Pack]) -> list[Path]:
 
 
 def thaw(path: Path) -> Frozen:
-    """Read a pack's file."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["version"] != VERSION:
-        raise ConfigError(f"{path} has version {found['version']!r}, expected {VERSION}.")
+    """Read a pack's file; raises ConfigError for one of another version."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version = found.get("version")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{path} is not a pack's file.") from None
+    if version != VERSION:
+        raise ConfigError(f"{path} has version {version!r}, expected {VERSION}: launch again.")
     folder = path.parent.parent
     runs = [Run(folder=folder / "runs" / row["name"], **row) for row in found["runs"]]
     return Frozen(path.stem, folder, runs, found["search_path"], found["git"])
-
-
-def own_folders() -> list[str]:
-    """Give the folders where a process started elsewhere finds the modules that this one does."""
-    return [str(Path(entry).resolve()) for entry in sys.path if Path(entry or ".").is_dir()]

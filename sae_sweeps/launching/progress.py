@@ -1,10 +1,10 @@
 """One live display of a sweep: an overall bar, and the runs being trained with their L0 and FVU."""
 
 import logging
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from sae_sweeps.launching.out import write_line
 
 LINE_EVERY_S = 10.0
 REFRESHES_PER_S = 2
@@ -110,8 +112,7 @@ class Display(ABC):
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        write_line(text, error=True)
 
     def __enter__(self) -> "Display":
         return self
@@ -185,14 +186,16 @@ class Bar(Display):
 
     def say(self, text: str) -> None:
         """Write a line above the bar."""
-        self.live.console.print(Text(text), soft_wrap=True)
+        with suppress(OSError):  # the terminal is gone
+            self.live.console.print(Text(text), soft_wrap=True)
 
     def __enter__(self) -> "Display":
         self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.live.stop()
+        with suppress(OSError):
+            self.live.stop()
 
 
 KEYS = ("l0", "fvu")

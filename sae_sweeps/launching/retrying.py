@@ -1,5 +1,6 @@
 """Launches again what of a sweep failed or was lost, as it was launched before."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def retry(folder: Path) -> int:
     latest = {key: found.points[-1].config[key] for key in ONE_PER_SWEEP}
     pairs = zip(found.runs, found.points, strict=True)
     points = [replace(p, config=p.config | latest) for name, p in pairs if name in names]
+    for launch in reversed(found.launches):  # modules of the user's own are found as they were then
+        sys.path += [place for place in launch.search_path if place not in sys.path]
     launcher: PlanLauncher = build(found.launches[-1].launcher)
     _, outcomes = launcher.launch_points(found.name, folder.absolute(), points)
     return 2 if any(isinstance(outcome, Exception) for outcome in outcomes.values()) else 0

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sae_sweeps import status
 from sae_sweeps.launching.launcher import Outcome, PlanLauncher
 from sae_sweeps.launching.packs import divided, freeze
-from sae_sweeps.launching.summary import results, say, tell_end, tell_plan
+from sae_sweeps.launching.summary import complain, results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 from sae_sweeps.sweep import Plan
@@ -66,7 +66,9 @@ class Options:
             raise ConfigError(f"hydra.launcher.gpus is {self.gpus}, expected at least 0.")
         if self.objective and not self.wait:
             raise ConfigError("hydra.launcher.objective needs hydra.launcher.wait=true.")
-        minutes(self.time)
+        if self.signal_delay_s >= 60 * minutes(self.time):
+            text = f"hydra.launcher.signal_delay_s is {self.signal_delay_s}"
+            raise ConfigError(f"{text}, expected less than hydra.launcher.time, {self.time!r}.")
 
 
 class Slurm(PlanLauncher):
@@ -79,6 +81,7 @@ class Slurm(PlanLauncher):
         """Refuse to return before there are any."""
         if not self.given.wait:
             raise ConfigError("hydra.launcher.wait is false: this sweeper needs the runs' results.")
+        super().require_figures()
 
     def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
         """Submit what is not finished, and say how to follow it."""
@@ -153,8 +156,13 @@ class Slurm(PlanLauncher):
 
         names = {run.name for run in plan.runs}
         tokens = sum(run.total_tokens for run in {run.name: run for run in plan.runs}.values())
-        with progress.make(self.given.progress, len(names), tokens) as display:
-            monitor.watch(plan.folder, display, names, every_s=LOOK_EVERY_S)
+        try:
+            with progress.make(self.given.progress, len(names), tokens) as display:
+                monitor.watch(plan.folder, display, names, every_s=LOOK_EVERY_S)
+        except KeyboardInterrupt:
+            folder = status.shown(plan.folder)
+            complain(f"interrupted, the jobs go on: sae-sweeps wait {folder}, or cancel {folder}")
+            raise SystemExit(130) from None
         outcomes = results(plan)
         tell_end(plan, outcomes)
         return outcomes

@@ -1,12 +1,12 @@
 """What a launch says about its runs, before and after training."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps import interrupt, status
 from sae_sweeps.launching.errors import last_line
+from sae_sweeps.launching.out import write_line
 from sae_sweeps.run import identity, one_line
 from sae_sweeps.sweep import Plan, finished_result
 
@@ -20,14 +20,12 @@ class RunFailed(RuntimeError):
 
 def say(text: str) -> None:
     """Write a line for the user."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    write_line(text)
 
 
 def complain(text: str) -> None:
     """Write one line about something wrong."""
-    sys.stderr.write(f"sae-sweeps: {one_line(text)}\n")
-    sys.stderr.flush()
+    write_line(f"sae-sweeps: {one_line(text)}", error=True)
 
 
 def tell_plan(plan: Plan) -> None:
@@ -54,6 +52,8 @@ def tell_failures(failures: Sequence[tuple[str, object]]) -> None:
     """Say in one line each why runs failed."""
     for name, error in failures:
         reason = last_line(error) if isinstance(error, BaseException) else "no result"
+        if isinstance(error, RunFailed):  # in whose words the error's name stands already
+            reason = str(error)
         complain(f"{name} failed: {reason}")
 
 
@@ -63,24 +63,36 @@ def tell_end(plan: Plan, outcomes: Mapping[str, Result], tracking: Any = None) -
     tell_failures(failures)
     if len(failures) < len(outcomes):
         draw_report(plan.folder, tracking)
-    say(f"{plan.name}: {len(outcomes) - len(failures)} of {len(outcomes)} runs are finished")
+    done, total = len(outcomes) - len(failures), len(outcomes) + len(plan.under_way)
+    busy = f", {len(plan.under_way)} under way" if plan.under_way else ""
+    say(f"{plan.name}: {done} of {total} runs are finished{busy}")
 
 
 def draw_report(folder: Path, tracking: Any = None) -> None:
     """Draw the sweep's report; plotting takes a second to load, so only when it is due."""
     from sae_sweeps.pareto.report import report
 
-    report(folder, tracking)
+    try:
+        report(folder, tracking)
+    except OSError as error:  # the runs have their results, and `report` draws it later
+        complain(f"the report is not written: {error}")
 
 
-def results(plan: Plan) -> dict[str, Result]:
-    """Read from the files what became of the plan's runs, which other processes trained."""
+def results(plan: Plan, lost: Mapping[str, str] | None = None) -> dict[str, Result]:
+    """Read from the files what became of the plan's runs, which other processes trained.
+
+    Args:
+        lost: how the process of a run ended that left neither a result nor a failure.
+    """
     judged = {run.name: run for run in status.read(plan.folder).runs}
     outcomes: dict[str, Result] = {}
     for run in plan.runs:
         result = finished_result(run.folder, identity(run.config))
         found = judged[run.name]
-        outcomes[run.name] = result or RunFailed(found.reason or f"it is {found.state}")
+        why = found.reason or f"it is {found.state}"
+        if found.state != "failed":
+            why = (lost or {}).get(run.name, why)
+        outcomes[run.name] = result or RunFailed(why)
     return outcomes
 
 

@@ -2,10 +2,11 @@
 
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sae_sweeps import files
+from sae_sweeps import files, interrupt
 from sae_sweeps.launching.errors import last_line
 from sae_sweeps.launching.writer import as_config_error
 from sae_sweeps.run import ConfigError, Run, identity
@@ -23,6 +24,8 @@ class Gate(Protocol):
 
     begun: bool
     """Whether it is behind us: until then a mistake refuses the launch, later it fails runs."""
+    anew: Collection[str]
+    """Runs to train whatever their folders hold, since these make room at the gate."""
 
     def begin(self) -> None:
         """Go through; a second time does nothing."""
@@ -32,6 +35,7 @@ class Open:
     """The gate of a process that another one launched."""
 
     begun = True
+    anew: Collection[str] = ()
 
     def begin(self) -> None:
         """Do nothing."""
@@ -44,7 +48,7 @@ def work(pack: Sequence[Run], tracking: Any, display: "Display", gate: Gate) -> 
     measure: list[Run] = []
     for run in pack:
         result = finished_result(run.folder, identity(run.config))
-        if result is None:
+        if result is None or run.name in gate.anew:
             train.append(run)
         elif up_to_date(result, run):
             outcomes[run.name] = result
@@ -57,14 +61,19 @@ def work(pack: Sequence[Run], tracking: Any, display: "Display", gate: Gate) -> 
 def _train(runs: list[Run], tracking: Any, display: "Display", gate: Gate) -> dict[str, Result]:
     if not runs:
         return {}
+    interrupt.check()  # a signal may have come as the last pack ended, which did not look any more
     from sae_sweeps.training.pack import train_pack
 
     display.names = [f"{r.label}, k {r.config['k']:g}, seed {r.config['seed']}" for r in runs]
     try:
-        results = train_pack(runs, tracking, display, on_ready=lambda: _ready(runs, gate))
+        ready = lambda: _ready(runs, gate)  # noqa: E731
+        results = train_pack(runs, tracking, display, ready, isolate=gate.begun)
     except Exception as error:
         _refuse(error, gate)
-        results = [record(run, error) for run in runs]
+        results = [error for _ in runs]
+    for run, result in zip(runs, results, strict=True):
+        if isinstance(result, Exception) and not (run.folder / "failed.json").exists():
+            record(run, result)
     return dict(zip((run.name for run in runs), results, strict=True))
 
 
@@ -86,7 +95,8 @@ def _ready(runs: list[Run], gate: Gate) -> None:
     gate.begin()
     with as_config_error():
         for run in runs:
-            write_run_files(run)
+            if not files.is_locked(run.folder / ".lock"):  # else another process has it
+                write_run_files(run)
 
 
 def _refuse(error: Exception, gate: Gate) -> None:
@@ -102,9 +112,10 @@ def _refuse(error: Exception, gate: Gate) -> None:
 
 
 def record(run: Run, error: Exception) -> Exception:
-    """Leave a trace of a pack that broke as a whole; other packs go on."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "run.log").open("a", encoding="utf-8") as log:
-        log.writelines(traceback.format_exception(error))
-    files.write_json(run.folder / "failed.json", {"error": last_line(error)})
+    """Leave a trace of a run that did not come to write its own; the others go on."""
+    with suppress(OSError):  # a full disk may be the very reason
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / "run.log").open("a", encoding="utf-8") as log:
+            log.writelines(traceback.format_exception(error))
+        files.write_json(run.folder / "failed.json", {"error": last_line(error)})
     return error

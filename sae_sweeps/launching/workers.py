@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display
 
 LOOK_EVERY_S = 1.0
+FAILED = 2
+"""The exit code of a process some of whose runs failed."""
 
 
 def devices(name: str, workers: int | None) -> list[str | None]:
@@ -40,24 +43,30 @@ def work_apart(
     names: Sequence[str],
     given: Sequence[str | None],
     display: "Display",
-) -> None:
+) -> dict[str, str]:
     """Have one process per device work off the packs, whose runs are `names`.
 
-    What became of the runs is in their files.
+    What became of the runs is in their files. Returned is how processes ended that did not get
+    through their pack, by the pack's name.
 
     On a signal all of them are told to stop, and save what they have, before it goes on.
     """
     workers = _Workers(given)
+    futures: list[Future[None]] = []
     with ThreadPoolExecutor(len(given)) as pool:
-        futures = [pool.submit(workers.run, path) for path in packs]
         try:
+            futures += [pool.submit(workers.run, path) for path in packs]
             over = lambda: all(future.done() for future in futures)  # noqa: E731
             watch(folder, display, names, every_s=LOOK_EVERY_S, stop=over)
         except interrupt.Interrupted:
             with interrupt.deferred():
-                workers.stop()
+                workers.stop(signal.SIGTERM)
                 wait(futures)
             raise
+        except BaseException:  # a second Ctrl-C among others; the pool would wait for them
+            workers.stop(signal.SIGKILL)
+            raise
+    return workers.ends
 
 
 class _Workers:
@@ -69,6 +78,7 @@ class _Workers:
             self.free.put(place)
         self.count = len(given)
         self.running: set[subprocess.Popen[bytes]] = set()
+        self.ends: dict[str, str] = {}
         self.stopped = False
         self.lock = Lock()
 
@@ -78,36 +88,49 @@ class _Workers:
         try:
             process = self._start(pack, index, device)
             if process is not None:
-                process.wait()
-                self.running.discard(process)
+                self._note(pack, process.wait())
+                with self.lock:
+                    self.running.discard(process)
+        except OSError as error:
+            self.ends[pack.stem] = f"its process could not be started: {error.strerror}"
         finally:
             self.free.put((index, device))
 
-    def stop(self) -> None:
-        """Tell all processes to save and leave, and start no more."""
+    def stop(self, signum: int) -> None:
+        """Send all processes a signal, and start no more."""
         with self.lock:
             self.stopped = True
             for process in self.running:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signum)
+
+    def _note(self, pack: Path, code: int) -> None:
+        """Keep in words how a process ended, unless its runs' files say what there is to say."""
+        if code < 0:
+            self.ends[pack.stem] = f"its process was killed by {signal.Signals(-code).name}"
+        elif code not in (0, FAILED):
+            text = f"its process ended with exit code {code}"
+            self.ends[pack.stem] = f"{text}: see packs/{pack.stem}.log and packs/{pack.stem}.out"
 
     def _start(self, pack: Path, index: int, device: str | None) -> subprocess.Popen[bytes] | None:
         own = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-        command = [sys.executable, "-m", "sae_sweeps.launching.job", str(pack)]
+        command = [sys.executable, "-m", "sae_sweeps.launching.job", str(pack), "attached"]
         with self.lock:
             if self.stopped:
                 return None
             # What it prints beside its log is a crash's last words.
             with pack.with_suffix(".out").open("ab") as out:
+                # From the end of its stdin a process learns that this one is gone.
                 process = subprocess.Popen(
-                    command, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                    command, env=os.environ | own, stdin=subprocess.PIPE, stdout=out, stderr=out
                 )
+            self.running.add(process)
             if device is None:
                 self._share_cores(process.pid, index)
-            self.running.add(process)
             return process
 
     def _share_cores(self, pid: int, index: int) -> None:
         """Give each process its part of the cores, so that they do not all use all of them."""
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(pid, cores[index :: self.count] or cores)
+            with suppress(OSError):  # it may have ended already
+                os.sched_setaffinity(pid, cores[index :: self.count] or cores)

@@ -1,12 +1,12 @@
 """What a launch writes before anything is trained, under the sweep's lock."""
 
 import shutil
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import manifest, sweep
+from sae_sweeps import files, manifest, sweep
 from sae_sweeps.run import ConfigError, Run
 from sae_sweeps.sweep import Plan
 
@@ -24,6 +24,7 @@ class Writer:
         self.path = plan.folder / ".lock"
         self.lock = None
         self.begun = False
+        self.anew: Collection[str] = [run.name for run in plan.aside]
         self._undo = ExitStack()
 
     @contextmanager
@@ -31,7 +32,8 @@ class Writer:
         """Hold the sweep while the block runs; a folder that is not there yet is held later."""
         try:
             if self.path.exists() or not self.packs:
-                self._acquire()
+                with as_config_error():
+                    self._acquire()
             yield
         finally:
             if self.lock is not None:
@@ -42,7 +44,7 @@ class Writer:
         if self.begun:
             return
         names = {name for pack in self.packs for name in pack.runs}
-        with as_config_error():
+        with as_config_error(), self._or_not_at_all():
             self._acquire()
             files_before = set((self.plan.folder / "packs").glob("*"))
             self._undo.callback(self._remove_packs_but, files_before)
@@ -53,6 +55,16 @@ class Writer:
             self._remember(self.plan.folder / "sweep.json")
             manifest.write(self.plan, self.packs, self.launcher)
         self.begun = True
+        self.anew = ()
+
+    @contextmanager
+    def _or_not_at_all(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self.take_back()
+            raise
 
     def submitted(self, jobs: Sequence[str]) -> None:
         """Write down the packs' jobs."""
@@ -72,7 +84,7 @@ class Writer:
     def _remember(self, path: Path) -> Path:
         """Have `take_back` restore a file as it is now."""
         if path.exists():
-            self._undo.callback(path.write_bytes, path.read_bytes())
+            self._undo.callback(_restore, path, path.read_text(encoding="utf-8"))
         else:
             self._undo.callback(path.unlink, missing_ok=True)
         return path
@@ -83,8 +95,7 @@ class Writer:
         if self.lock is not None:
             return
         folder = self.plan.folder
-        if not folder.exists():
-            self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        fresh = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path)
         try:
@@ -95,6 +106,13 @@ class Writer:
         self.lock = lock
         if manifest.next_launch(folder) != self.plan.launch:
             raise ConfigError(f"{folder} has just been extended by another sae-sweeps: try again.")
+        if fresh:
+            self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _restore(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        files.write_text(path, text)
 
 
 @contextmanager
@@ -103,4 +121,5 @@ def as_config_error() -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot write {error.filename}: {error.strerror}.") from error
+        what = f" {error.filename}" if error.filename else ""
+        raise ConfigError(f"cannot write{what}: {error.strerror or error}.") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae_sweeps import checkpoint, interrupt, options
 from sae_sweeps.build import build
-from sae_sweeps.files import write_json, write_text
+from sae_sweeps.files import LogFile, write_json, write_text
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.run import ConfigError, Run, identity, one_line
 from sae_sweeps.stream.live import Stream
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_LIMIT_S = 60.0
 """What a run waits for an attempt that a scheduler has ended but that is still leaving."""
+LOOK_EVERY_S = 0.5
+"""How often a waiting run looks whether a signal came."""
 
 
 @runtime_checkable
@@ -95,22 +97,42 @@ class Member:
 
     def open(self, tracking: Tracking) -> None:
         """Start the run's log, metrics and tracker, unless another process trains this run."""
-        folder = self.run.folder
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.lock.acquire(timeout=LOCK_LIMIT_S)
-        except Timeout:
-            self.outcome = RuntimeError("another process trains this run")
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            self._open(tracking)
+        except (Timeout, OSError) as error:
+            self.outcome = error
+            if isinstance(error, Timeout):
+                self.outcome = RuntimeError("another process trains this run")
             self.display.finished(self.index, "failed")
-            return
+            self.lock.release()
+
+    def _acquire(self) -> None:
+        """Wait for the run's lock; raises Timeout, or Interrupted for a signal meanwhile."""
+        until = time.monotonic() + LOCK_LIMIT_S
+        while True:
+            interrupt.check()
+            try:
+                self.lock.acquire(timeout=min(LOOK_EVERY_S, LOCK_LIMIT_S))
+                return
+            except Timeout:
+                if time.monotonic() >= until:
+                    raise
+
+    def _open(self, tracking: Tracking) -> None:
+        folder = self.run.folder
         (folder / "failed.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "sae", ignore_errors=True)
-        saved = checkpoint.latest(folder / "checkpoint", identity(self.run.config))
-        self.handler = logging.FileHandler(folder / "run.log", mode="a" if saved else "w")
+        key, complaints = identity(self.run.config), list[str]()
+        saved = checkpoint.latest(folder / "checkpoint", key, complaints.append)
+        self.handler = LogFile(folder / "run.log", mode="a" if saved else "w")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log.addHandler(self.handler)
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
+        for text in complaints:
+            self.log.warning("%s", text)
         self.started = self.row_time = self.saved_time = time.monotonic()
         if saved:
             self._resume(saved)
@@ -178,8 +200,13 @@ class Member:
         self.close_files()
 
     def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_time >= 60 * self.run.config["checkpoint_minutes"]:
+        if time.monotonic() - self.saved_time < 60 * self.run.config["checkpoint_minutes"]:
+            return
+        try:
             self._save()
+        except OSError as error:  # to go on without may cost some time, to give up costs the run
+            self.saved_time = time.monotonic()
+            self.log.warning("no checkpoint could be written, training goes on: %s", error)
 
     def _save(self) -> None:
         now = time.monotonic()
@@ -196,9 +223,8 @@ class Member:
         self.log.error("failed", exc_info=error)
         line = one_line(f"{type(error).__name__}: {error}")
         try:
-            write_json(
-                self.run.folder / "failed.json", {"error": line, "tokens": self.trainer.tokens}
-            )
+            failure = {"error": line, "tokens": self.trainer.tokens}
+            write_json(self.run.folder / "failed.json", failure)
         except OSError as disk:  # a full one may be why the run failed; the others go on
             logger.warning("%s: failed.json is not written: %s", self.run.name, disk)
         self._close(error, {}, "failed")
@@ -271,7 +297,7 @@ class Member:
     def close_files(self) -> None:
         """Close what `open` opened; a second time does nothing."""
         self.log.removeHandler(self.handler)
+        self.handler.close()
         with suppress(OSError):  # a full disk; what matters is written, or reported, by now
-            self.handler.close()
             self.rows.close()
         self.lock.release()

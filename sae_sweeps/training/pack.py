@@ -25,12 +25,14 @@ def train_pack(
     tracking: Tracking,
     display: Display,
     on_ready: Callable[[], None] = lambda: None,
+    isolate: bool = False,
 ) -> list[dict[str, Any] | Exception]:
     """Train `runs`, which share a stream; the content of `result.json`, or the exception, of each.
 
     `on_ready` is called once everything is built and before anything is written. On a CPU, runs
     train side by side, `threads` cores each; every run's own operations are the same whatever its
-    company, so its weights are too. On a signal every run saves a checkpoint.
+    company, so its weights are too. On a signal every run saves a checkpoint. With `isolate`, what
+    is wrong with one run is its outcome even if it shows before `on_ready`.
 
     Raises:
         Interrupted: a signal came, see `interrupt.listening`.
@@ -41,23 +43,47 @@ def train_pack(
     torch.set_num_threads(config["threads"])
     display.stage("loading the target model")
     stream = open_stream(config, device)
-    members = [Member(index, run, stream, display) for index, run in enumerate(runs)]
+    built = [_build(index, run, stream, display, isolate) for index, run in enumerate(runs)]
+    members = [member for member in built if isinstance(member, Member)]
     on_ready()
     display.started(sum(member.total_tokens for member in members), [run.label for run in runs])
+    for index, member in enumerate(built):
+        if isinstance(member, Exception):
+            display.finished(index, "failed")
+    pool_size = workers(device, config["threads"])
+    _open_and_train(members, stream, tracking, pool_size)
+    outcomes = [member.outcome if isinstance(member, Member) else member for member in built]
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _open_and_train(
+    members: list[Member], stream: Stream, tracking: Tracking, pool_size: int
+) -> None:
+    """Train the members; on a signal they all save, and Interrupted is raised."""
     with interrupt.deferred(), ExitStack() as opened:
         for member in members:
             member.open(tracking)
             if member.outcome is None:
                 opened.callback(member.close_files)
         try:
-            with ThreadPoolExecutor(workers(device, config["threads"])) as pool:
+            with ThreadPoolExecutor(pool_size) as pool:
                 _train(_unfinished(members), stream, pool)
         except interrupt.Interrupted:
             # The pool is closed, so every member stands between two steps.
             with ThreadPoolExecutor() as pool:
                 list(pool.map(Member.leave, _unfinished(members)))
             raise
-    return [member.outcome for member in members if member.outcome is not None]
+
+
+def _build(
+    index: int, run: Run, stream: Stream, display: Display, isolate: bool
+) -> Member | Exception:
+    try:
+        return Member(index, run, stream, display)
+    except Exception as error:
+        if not isolate:
+            raise
+        return error
 
 
 def open_stream(config: dict[str, Any], device: torch.device) -> Stream:

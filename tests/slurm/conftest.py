@@ -63,13 +63,15 @@ class Slurm:
         )
 
 
-def until(happens: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Look every 0.05 s until something happens; fail when it does not."""
+def until(
+    happens: Callable[[], bool], what: str, seconds: float = 30, every_s: float = 0.05
+) -> None:
+    """Look until something happens; fail when it does not."""
     deadline = time.monotonic() + seconds
     while not happens():
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not after {seconds:.0f} s")
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def new_cluster(nodes: int = NODES) -> Slurm:

@@ -1,0 +1,19 @@
+"""Lines for the user, whose terminal may be gone by now."""
+
+import os
+import sys
+
+
+def write_line(text: str, error: bool = False) -> None:
+    """Write a line to stdout or stderr; where nobody reads any more, further ones go nowhere.
+
+    Else the end of `| tee`, or of a terminal, would count as the failure of a run.
+    """
+    stream = sys.stderr if error else sys.stdout
+    try:
+        stream.write(f"{text}\n")
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
