@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,10 +38,15 @@ def sae_sweeps(cluster: Slurm, home: Path, *words: str) -> subprocess.CompletedP
     )
 
 
+def sweep(*words: str) -> Iterable[str]:
+    """The words of the sweep; of an option that is given again, the last."""
+    return {word.partition("=")[0]: word for word in (*WORDS, "name=it", *words)}.values()
+
+
 def submit(cluster: Slurm, home: Path, *words: str) -> Path:
     """Submit a sweep; gives its folder."""
     home.mkdir(parents=True, exist_ok=True)
-    done = sae_sweeps(cluster, home, *WORDS, *JOB, "name=it", *words)
+    done = sae_sweeps(cluster, home, *sweep(*JOB, *words))
     assert done.returncode == 0, done.stdout + done.stderr
     return home / "outputs" / "it"
 
@@ -78,10 +83,21 @@ def wait_for_tokens(folder: Path, tokens: int) -> None:
 def wait_for_end(cluster: Slurm, folder: Path, seconds: float = 180) -> dict[str, Any]:
     """Wait until nothing is under way; the last status."""
     deadline = time.monotonic() + seconds
-    while not (found := status(cluster, folder))["over"]:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.5)
-    return found
+    while True:
+        left = deadline - time.monotonic()
+        until(lambda: is_over(cluster, folder), "the sweep's end", left, every_s=0.2)
+        if (found := status(cluster, folder))["over"]:
+            return found
+
+
+def is_over(cluster: Slurm, folder: Path) -> bool:
+    """Say whether all runs have ended or their jobs have; cheaper than asking for the status."""
+    endings = ("result.json", "failed.json")
+    manifest = json.loads((folder / "sweep.json").read_text())
+    runs = [folder / "runs" / point["run"] for point in manifest["points"]]
+    if all(any((run / name).exists() for name in endings) for run in runs):
+        return True
+    return not cluster.run("squeue", "-h", "-j", ",".join(jobs(folder)))
 
 
 def left_behind(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -130,9 +146,10 @@ def kill(folder: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def preempt(cluster: Slurm, seconds: int = 1) -> str:
-    """Take all nodes for a job of the highest partition."""
-    return cluster.submit(f"sleep {seconds}", "-p", "high", "-N", "4", "--exclusive", "--mem=0")
+def preempt(cluster: Slurm, node: str) -> str:
+    """Take a node, or several (`n1,n2`), for a job of the highest partition."""
+    where = (f"--nodelist={node}", "--exclusive", "--mem=0")
+    return cluster.submit("sleep 1", "-p", "high", *where)
 
 
 def end_node(cluster: Slurm, node: str) -> None:
