@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor, nn
 
 
@@ -308,11 +309,26 @@ class FineTune(nn.Module, ABC):
 Split = Literal["train", "held_out"]
 
 
+class Rows:
+    """Token rows, as small integers in memory or on disk; those asked for become a tensor."""
+
+    def __init__(self, ids: UInt[np.ndarray, "rows seq"]) -> None:
+        self.ids = ids
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, seq)"""
+        return self.ids.shape[0], self.ids.shape[1]
+
+    def __getitem__(self, rows: Int[Tensor, " n"]) -> Int[Tensor, "n seq"]:
+        return torch.from_numpy(self.ids[rows.numpy()].astype(np.int64))
+
+
 class Data(ABC):
     """Token rows of a data set, split by document into training and held-out rows."""
 
     @abstractmethod
-    def rows(self, split: Split, tokenizer: Any) -> Int[Tensor, "rows seq"]:
+    def rows(self, split: Split, tokenizer: Any) -> Rows:
         """All rows of a split in the ids of a Hugging Face tokenizer, BOS first in each."""
 
 

@@ -12,6 +12,12 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+from sae_sweeps.data_rules import (
+    contexts_fit,
+    data_sets_can_be_had,
+    text_files_exist,
+    tokens_suffice,
+)
 from sae_sweeps.run import ConfigError
 from sae_sweeps.target_rules import activation_files_exist, models_and_hooks_exist
 
@@ -34,6 +40,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("expected 0 to 2^63 - 1", lambda v: 0 <= v < 2**63, "seed"),
     ("expected at least 0 and less than 1", lambda v: 0 <= v < 1, "beta1 beta2 correlation"),
     ("expected more than 0 and at most 1", lambda v: 0 < v <= 1, "p"),
+    ("expected more than 0 and less than 1", lambda v: 0 < v < 1, "held_out_share"),
     (
         "expected more than 0",
         lambda v: v > 0,
@@ -72,6 +79,7 @@ AT_MOST = (
     ("evaluation.ce_tokens", "evaluation.tokens"),
     ("target_model.l0", "target_model.features"),
     ("evaluation.tokens", "target_model.held_out_tokens"),
+    ("evaluation.tokens", "data.held_out_tokens"),
     ("resampling.window_tokens", "resampling.every_tokens"),
     ("resampling.sample_tokens", "resampling.every_tokens"),
     ("resampling.rewarm_tokens", "resampling.every_tokens"),
@@ -228,4 +236,8 @@ RULES: tuple[Rule, ...] = (
     budgets_fill_a_slot,
     activation_files_exist,
     models_and_hooks_exist,
+    contexts_fit,
+    tokens_suffice,
+    text_files_exist,
+    data_sets_can_be_had,
 )

@@ -32,7 +32,7 @@ def activation_files_exist(config: Config) -> Iterator[str]:
             continue
         if Path(path).suffix not in (".npy", ".safetensors"):
             yield f"target_model.{name} is {path!r}, expected a .npy or .safetensors file."
-        elif not ((place := _place(path)) and place.is_file()):
+        elif not ((place := place_of(path)) and place.is_file()):
             yield f"target_model.{name} is {path!r}: there is no such file."
 
 
@@ -67,12 +67,16 @@ def _hook_fits(hook: str, layers: int | None, model: str) -> Iterator[str]:
 
 def _layers(folder: Path) -> int | None:
     """Read the number of blocks from a model's config.json, if it says so."""
+    return number(folder, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
+
+
+def number(folder: Path, *names: str) -> int | None:
+    """Read an integer from a model's config.json, under the first of its names that is there."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return None  # the loader will say more
     config = config.get("text_config") or config if isinstance(config, dict) else {}
-    names = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
     return next((config[name] for name in names if isinstance(config.get(name), int)), None)
 
 
@@ -80,18 +84,18 @@ def model_folder(model: str) -> Path | None:
     """Find a model's config.json: embedded, a folder, or the Hugging Face cache."""
     if model == "embedded":
         return EMBEDDED
-    place = _place(model)
+    place = place_of(model)
     if place and (place / "config.json").is_file():
         return place
     if not re.fullmatch(HUB_NAME, model):
         return None
     # TransformerLens knows short names, so `gpt2` may lie in the cache as `openai-community/gpt2`.
     names = (f"models--{model.replace('/', '--')}", f"models--*--{model}")
-    hits = [h for n in names for h in _hub_cache().glob(f"{n}/snapshots/*/config.json")]
+    hits = [h for n in names for h in hub_cache().glob(f"{n}/snapshots/*/config.json")]
     return hits[0].parent if hits else None
 
 
-def _place(text: str) -> Path | None:
+def place_of(text: str) -> Path | None:
     """Give the path that a text names, unless no system could look for it."""
     try:
         place = Path(text).expanduser()
@@ -101,7 +105,7 @@ def _place(text: str) -> Path | None:
     return place
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     home = (
         os.environ.get("HF_HOME")
         or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
@@ -112,15 +116,19 @@ def _hub_cache() -> Path:
 def _model_can_be_had(model: str) -> Iterator[str]:
     """Refuse what is neither here nor to be had; what the hub may know is left to loading."""
     what = f"target_model.model is {model!r}: "
-    if (place := _place(model)) and place.is_dir():
+    if (place := place_of(model)) and place.is_dir():
         yield f"{what}the folder has no config.json."
     elif not re.fullmatch(HUB_NAME, model) or model.startswith("."):
         yield f"{what}there is no such folder."
-    elif os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield f"{what}neither a folder nor in the Hugging Face cache, and HF_HUB_OFFLINE is set."
-    elif not _hub_answers():
-        host = urlsplit(_hub_address()).hostname
-        yield f"{what}neither a folder nor in the Hugging Face cache, and {host} does not answer."
+    elif silence := hub_silence():
+        yield f"{what}neither a folder nor in the Hugging Face cache, and {silence}."
+
+
+def hub_silence() -> str:
+    """Say why nothing can be had from the hub; an empty text where something may be."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE is set"
+    return "" if _hub_answers() else f"{urlsplit(_hub_address()).hostname} does not answer"
 
 
 def _hub_address() -> str:

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from jaxtyping import Int
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from sae_sweeps.config import checked, identity
+from sae_sweeps.interfaces import Rows
 from sae_sweeps.run import Run
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
@@ -63,3 +67,8 @@ def small_run(folder: Path, *overrides: str) -> Run:
 def train(*runs: Run) -> list[dict[str, Any] | Exception]:
     """Train runs that share a stream."""
     return train_pack(list(runs), Off(), Quiet())
+
+
+def every(rows: Rows) -> Int[Tensor, "rows seq"]:
+    """All rows at once."""
+    return rows[torch.arange(rows.shape[0])]

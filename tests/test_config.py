@@ -79,6 +79,7 @@ def test_every_option_file_can_be_chosen() -> None:
         missing = {
             "transformer_lens": ["target_model.model=embedded", "target_model.hook=blocks.0.hook"],
             "activations": ["target_model.path=x.npy"],
+            "text": ["data.path=x"],
         }
         found = config(f"{group}={option}", *missing.get(option, []))
         assert found[group]["_target_"].startswith("sae_sweeps.")

@@ -23,6 +23,7 @@ ROWS = [
     {"pareto"},
     {"config"},
     {"target_rules"},
+    {"data_rules"},
     {"rules", "sweep"},
     {"cluster", "manifest"},
     {"status"},

@@ -1,5 +1,6 @@
 """The README: every command in it runs, every path it names exists, its variant works."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -45,6 +46,9 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "my_conf" / "allocator").mkdir()
     (tmp_path / "my_conf" / "allocator" / "first.yaml").write_text(blocks("yaml")[0])
     (tmp_path / "first.py").write_text(blocks("python")[0])
+    (tmp_path / "my_text").mkdir()
+    for source in sorted((ROOT / "tests").glob("*.py")):
+        (tmp_path / "my_text" / f"{source.stem}.txt").write_text(source.read_text())
     rng = np.random.default_rng(0)
     np.save(tmp_path / "activations.npy", rng.normal(size=(20_000, 16)).astype(np.float32))
     return tmp_path
@@ -52,7 +56,8 @@ def place(tmp_path: Path) -> Path:
 
 def run(place: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sae_sweeps", *words]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    env = os.environ | {"SAE_SWEEPS_CACHE": str(place / "cache")}
+    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
 
 
 def small(words: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
-from small import Quiet, small_run, train
+from small import Quiet, every, small_run, train
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -28,7 +28,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sae_sweeps import options
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
-from sae_sweeps.interfaces import Architecture, Data, Splice, SplicedLosses, Split, TargetModel
+from sae_sweeps.interfaces import (
+    Architecture,
+    Data,
+    Rows,
+    Splice,
+    SplicedLosses,
+    Split,
+    TargetModel,
+)
 from sae_sweeps.run import ConfigError, Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.target_model.transformer_lens import TransformerLens
@@ -468,9 +476,10 @@ def test_centring_helps_where_the_mean_is_large(method: str, tmp_path: Path) -> 
 class Numbered(Data):
     """Rows of BOS and then 1, 2, 3, ...: every id of the vocabulary but BOS, once."""
 
-    def rows(self, split: Split, tokenizer: Any) -> Int[Tensor, "rows seq"]:
+    def rows(self, split: Split, tokenizer: Any) -> Rows:
         del split, tokenizer
-        return torch.nn.functional.pad(torch.arange(1, 4096).view(-1, 63), (1, 0), value=BOS)
+        ids = np.arange(1, 4096, dtype=np.uint16).reshape(-1, 63)
+        return Rows(np.pad(ids, ((0, 0), (1, 0)), constant_values=BOS))
 
 
 def test_a_real_model_gives_each_token_once_and_never_the_bos() -> None:
@@ -493,7 +502,7 @@ def test_a_real_model_gives_each_token_once_and_never_the_bos() -> None:
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_embedded_rows_are_the_shipped_tokens_behind_a_bos(split: Split) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
-    rows = Embedded(context_tokens=128).rows(split, tokenizer)
+    rows = every(Embedded(context_tokens=128).rows(split, tokenizer))
     ids, _ = load_tokens(split)
     assert (rows[:, 0] == BOS).all()
     flat = rows[:, 1:].flatten()
@@ -508,7 +517,7 @@ def test_another_tokenizer_reads_the_same_documents() -> None:
     bare.pre_tokenizer = ByteLevel(add_prefix_space=False)
     bare.decoder = ByteLevelDecoder()
     other = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>")
-    rows = Embedded(context_tokens=100).rows("held_out", other)
+    rows = every(Embedded(context_tokens=100).rows("held_out", other))
     bos: Any = other.convert_tokens_to_ids("<s>")
     assert rows.shape[1] == 100 and (rows[:, 0] == bos).all()
     flat = rows[:, 1:].flatten().numpy()

@@ -3,13 +3,10 @@
 from typing import Any, final
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
+from sae_sweeps.data.packing import dtype_of, first_token
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
-from sae_sweeps.interfaces import Data, Split
-from sae_sweeps.run import ConfigError
+from sae_sweeps.interfaces import Data, Rows, Split
 
 
 @final
@@ -27,16 +24,16 @@ class Embedded(Data):
     def __init__(self, *, context_tokens: int) -> None:
         self.context_tokens = context_tokens
 
-    def rows(self, split: Split, tokenizer: Any) -> Int[Tensor, "rows seq"]:
+    def rows(self, split: Split, tokenizer: Any) -> Rows:
         ids, starts = load_tokens(split)
         bos = BOS
         if not _is_embedded(tokenizer):
-            bos = _separator(tokenizer)
+            bos = first_token(tokenizer)
             ids = _encode_anew(np.split(ids, starts[1:]), tokenizer, bos)
         width = self.context_tokens - 1
         count = len(ids) // width
-        text = ids[: count * width].reshape(count, width).astype(np.int64)
-        return torch.nn.functional.pad(torch.from_numpy(text), (1, 0), value=bos)
+        text = ids[: count * width].reshape(count, width)
+        return Rows(np.pad(text, ((0, 0), (1, 0)), constant_values=bos))
 
 
 def _is_embedded(tokenizer: Any) -> bool:
@@ -49,14 +46,8 @@ def _embedded_tokenizer() -> Any:
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
-def _separator(tokenizer: Any) -> int:
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:  # 0 is a token like any other
-            return token
-    raise ConfigError("target_model.model: its tokenizer has neither a BOS nor an EOS token.")
-
-
 def _encode_anew(documents: list[Any], tokenizer: Any, bos: int) -> Any:
     texts = _embedded_tokenizer().decode_batch([ids[1:].tolist() for ids in documents])
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.array([bos, *ids]) for ids in encoded])
+    dtype = dtype_of(tokenizer)
+    return np.concatenate([np.array([bos, *ids], dtype) for ids in encoded])

@@ -2,11 +2,9 @@
 
 from typing import Any, final
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+import numpy as np
 
-from sae_sweeps.interfaces import Data, Split
+from sae_sweeps.interfaces import Data, Rows, Split
 
 
 @final
@@ -16,5 +14,5 @@ class NoData(Data):
     def __init__(self) -> None:
         pass
 
-    def rows(self, split: Split, tokenizer: Any) -> Int[Tensor, "rows seq"]:
-        return torch.zeros(0, 0, dtype=torch.int64)
+    def rows(self, split: Split, tokenizer: Any) -> Rows:
+        return Rows(np.zeros((0, 0), np.uint16))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps import embedded, interrupt
-from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
+from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
 MIN_CONTEXT = 3
@@ -58,7 +58,8 @@ class TransformerLens(TargetModel):
         for tokens in self.tokens.values():
             _check_fit(tokens, self.bridge.cfg)
         self.tokens_per_row = self.tokens["train"].shape[1] - 1
-        self.d_in = _width(hook, self._forward_to_hook(self.tokens["train"][:1].to(device)))
+        first = self.tokens["train"][torch.tensor([0])].to(device)
+        self.d_in = _width(hook, self._forward_to_hook(first))
         self.description = {
             "model_name": model,
             "hook_name": hook,
@@ -191,14 +192,14 @@ def _attach(bridge: Any, hook: str, change: Callable[[Tensor, Any], Tensor]) -> 
         raise ConfigError(text) from error
 
 
-def _check_fit(tokens: Int[Tensor, "rows seq"], cfg: Any) -> None:
+def _check_fit(tokens: Rows, cfg: Any) -> None:
     """Refuse rows that are longer than the model's context or name tokens that it has not."""
     rows, seq = tokens.shape
     if rows == 0 or seq < MIN_CONTEXT:
         raise ConfigError(f"data: {rows} rows of {seq} tokens; rows need {MIN_CONTEXT} at least.")
     if cfg.n_ctx and seq > cfg.n_ctx:
         raise ConfigError(f"data: rows of {seq} tokens, but the model reads at most {cfg.n_ctx}.")
-    largest = int(tokens.max())
+    largest = int(tokens.ids.max())
     if cfg.d_vocab and largest >= cfg.d_vocab:
         raise ConfigError(f"data: token {largest}, but the model knows {cfg.d_vocab} tokens.")
 

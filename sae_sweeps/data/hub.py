@@ -1,0 +1,52 @@
+"""A data set of the Hugging Face Hub, read through `datasets`."""
+
+from typing import Any, Literal, final
+
+from sae_sweeps.data import documents
+from sae_sweeps.data.packing import Packing, packed_rows
+from sae_sweeps.interfaces import Data, Rows, Split
+
+
+@final
+class Hub(Data):
+    """Rows of a column's values, in the data set's own order, packed once (see `packing`).
+
+    `dataset` may also be a folder. Once packed, neither network nor data set is needed; a
+    `revision` of None is then whatever was the newest. `streaming` changes no row.
+
+    Raises:
+        ConfigError: the data set, its split or its column cannot be had, or too few tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        config: str | None,
+        split: str,
+        column: str,
+        revision: str | None,
+        streaming: bool,
+        context_tokens: int,
+        separator: Literal["bos", "eos", "none"],
+        held_out_share: float,
+        train_tokens: int | None,
+        held_out_tokens: int | None,
+    ) -> None:
+        self.node: dict[str, Any] = {
+            **{"dataset": dataset, "config": config, "split": split, "column": column},
+            **{"revision": revision, "streaming": streaming},
+        }
+        self.packing = Packing(
+            context_tokens=context_tokens,
+            separator=separator,
+            held_out_share=held_out_share,
+            train_tokens=train_tokens,
+            held_out_tokens=held_out_tokens,
+        )
+
+    def rows(self, split: Split, tokenizer: Any) -> Rows:
+        source = documents.hub_source(self.node)
+        return packed_rows(
+            split, tokenizer, self.packing, source, lambda: documents.of_data_set(self.node)
+        )

@@ -1,0 +1,48 @@
+"""The user's own text: files and folders of plain text, JSON, Parquet or CSV."""
+
+from typing import Any, Literal, final
+
+from sae_sweeps.data import documents
+from sae_sweeps.data.packing import Packing, packed_rows
+from sae_sweeps.interfaces import Data, Rows, Split
+
+
+@final
+class Text(Data):
+    """Rows of the documents under `path`, packed once (see `packing`).
+
+    A document is a value of `column`, or what `sample_by` says of a text file. Files are told
+    from changed ones by path, size and time of change.
+
+    Raises:
+        ConfigError: no such files, no such column, or too few tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        column: str,
+        sample_by: Literal["document", "paragraph", "line"],
+        context_tokens: int,
+        separator: Literal["bos", "eos", "none"],
+        held_out_share: float,
+        train_tokens: int | None,
+        held_out_tokens: int | None,
+    ) -> None:
+        self.path, self.column, self.sample_by = path, column, sample_by
+        self.packing = Packing(
+            context_tokens=context_tokens,
+            separator=separator,
+            held_out_share=held_out_share,
+            train_tokens=train_tokens,
+            held_out_tokens=held_out_tokens,
+        )
+
+    def rows(self, split: Split, tokenizer: Any) -> Rows:
+        files = documents.fingerprint(documents.text_files(self.path))
+        source = {"files": files, "column": self.column, "sample_by": self.sample_by}
+        given = self.path, self.column, self.sample_by
+        return packed_rows(
+            split, tokenizer, self.packing, source, lambda: documents.of_files(*given)
+        )
