@@ -26,7 +26,8 @@ PACKAGES = (
 DIFF_CHARACTERS = 20_000
 
 LAUNCH = (
-    *("command", "time", "host", "pid", "git", "packages", "search_path", "launcher", "packs"),
+    *("command", "cwd", "time", "host", "pid", "git", "packages", "search_path"),
+    *("launcher", "packs"),
 )
 """What the manifest holds of each launch: of the last one at its top, of others in `earlier`."""
 
@@ -56,6 +57,8 @@ class Launch:
     packs: list[Pack]
     search_path: list[str]
     """Folders where its process found modules, a user's own among them."""
+    cwd: str
+    """The folder it was typed in, which relative paths of its options begin at."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def read(folder: Path) -> Manifest:
 def _launch(found: Mapping[str, Any]) -> Launch:
     packs = [Pack(pack["name"], pack["runs"], pack["job"]) for pack in found["packs"]]
     words = found["command"], found["time"], found["host"], found["pid"], found["launcher"]
-    return Launch(*words, packs, found.get("search_path", []))
+    return Launch(*words, packs, found.get("search_path", []), found.get("cwd", "."))
 
 
 def next_launch(folder: Path) -> int:
@@ -135,7 +138,7 @@ def write(plan: Plan, packs: Sequence[Pack], launcher: Mapping[str, Any]) -> Non
         launch = _of_launch(before)
     else:
         earlier = [*earlier, *([_of_launch(before)] if before else [])]
-        launch = {"command": shlex.join(sys.orig_argv), **mine}
+        launch = {"command": shlex.join(sys.orig_argv), "cwd": str(Path.cwd()), **mine}
         launch |= {"git": git_state(), "packages": versions(), "search_path": search_path()}
     launch |= {"launcher": dict(launcher), "packs": [asdict(pack) for pack in packs]}
     manifest = {"version": VERSION, "name": plan.name, **launch}

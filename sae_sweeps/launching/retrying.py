@@ -1,6 +1,7 @@
 """Launches again what of a sweep failed or was lost, as it was launched before."""
 
 import sys
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,5 +29,7 @@ def retry(folder: Path) -> int:
     for launch in reversed(found.launches):  # modules of the user's own are found as they were then
         sys.path += [place for place in launch.search_path if place not in sys.path]
     launcher: PlanLauncher = build(found.launches[-1].launcher)
-    _, outcomes = launcher.launch_points(found.name, folder.absolute(), points)
+    home, folder = Path(found.launches[-1].cwd), folder.absolute()
+    with chdir(home if home.is_dir() else "."):
+        _, outcomes = launcher.launch_points(found.name, folder, points)
     return 2 if any(isinstance(outcome, Exception) for outcome in outcomes.values()) else 0

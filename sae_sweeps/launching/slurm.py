@@ -67,8 +67,8 @@ class Options:
         if self.objective and not self.wait:
             raise ConfigError("hydra.launcher.objective needs hydra.launcher.wait=true.")
         if self.signal_delay_s >= 60 * minutes(self.time):
-            text = f"hydra.launcher.signal_delay_s is {self.signal_delay_s}"
-            raise ConfigError(f"{text}, expected less than hydra.launcher.time, {self.time!r}.")
+            text = f"hydra.launcher.signal_delay_s is {self.signal_delay_s}, expected less seconds"
+            raise ConfigError(f"{text} than hydra.launcher.time has ({minutes(self.time)} min).")
 
 
 class Slurm(PlanLauncher):

@@ -72,7 +72,7 @@ def test_waiting_ends_with_what_became_of_the_runs(slurm: Slurm, tmp_path: Path)
         (["extra={nodes: 2}"], "extra.nodes is not possible."),
         (["time=soon"], "hydra.launcher.time is 'soon', expected minutes"),
         (["cpus=0"], "hydra.launcher.cpus is 0, expected at least 1."),
-        (["time=2"], "signal_delay_s is 120, expected less than hydra.launcher.time, 2."),
+        (["time=2"], "120, expected less seconds than hydra.launcher.time has (2 min)."),
         (["objective=fvu"], "hydra.launcher.objective needs hydra.launcher.wait=true."),
         (["memory=lots"], "SLURM refused the jobs"),
     ],

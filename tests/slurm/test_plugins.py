@@ -52,6 +52,8 @@ def test_modules_and_options_from_outside_reach_the_jobs(slurm: Slurm, tmp_path:
     assert found["counts"]["done"] == 2, found
     results = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
     assert {result["config"]["aux_loss"]["word"] for result in results} == {"first"}
+    [job] = jobs(folder)
+    until(lambda: "COMPLETED" in slurm.run("sacct", "-o", "State", "-j", job), "the job's end")
     # From elsewhere, where the module is not beside the command.
     (next(folder.glob("runs/*")) / "result.json").unlink()
     elsewhere = tmp_path / "elsewhere"
