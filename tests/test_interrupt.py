@@ -191,8 +191,11 @@ def last_position(run: Run) -> int:
 @pytest.mark.parametrize(
     "place",
     [
-        *("training", "evaluation"),
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("cross-entropy", "kl", "harvest")),
+        "training",
+        *(
+            pytest.param(place, marks=pytest.mark.slow)
+            for place in ("evaluation", "cross-entropy", "kl", "harvest")
+        ),
     ],
 )
 def test_a_signal_is_heard_within_a_second_and_changes_nothing(
@@ -225,6 +228,7 @@ def test_a_signal_is_heard_within_a_second_and_changes_nothing(
     assert ours.result == theirs.result
 
 
+@pytest.mark.slow
 def test_every_member_is_saved_where_it_stands(tmp_path: Path) -> None:
     names = [["method=topk"], ["method=gated"], ["method=mutual_choice"]]
     runs, undisturbed = (

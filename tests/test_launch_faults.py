@@ -109,7 +109,14 @@ def test_a_run_that_another_process_trains_is_left_alone(
 # --- Disks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["outputs", "outputs/it", "outputs/it/runs"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "outputs/it",
+        pytest.param("outputs", marks=pytest.mark.slow),
+        pytest.param("outputs/it/runs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_place_that_cannot_be_written_is_one_line(
     what: str, launches: Launches, tmp_path: Path
 ) -> None:

@@ -211,8 +211,13 @@ def test_a_pack_that_breaks_leaves_the_others_alone(
 
 
 def test_a_sweep_in_use_is_refused(
-    run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: Callable[..., int],
+    trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr("sae_sweeps.launching.writer.LOCK_LIMIT_S", 0.1)
     refused = "is in use by another sae-sweeps: wait for it, or give another name."
     folder = tmp_path / "outputs/busy"
     folder.mkdir(parents=True)

@@ -97,6 +97,7 @@ def test_a_sweeper_that_needs_figures_is_not_kept_from_them(tmp_path: Path) -> N
     assert "hydra.launcher.objective is null: this sweeper needs a figure" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_stock_local_launcher_of_submitit_trains_each_point(tmp_path: Path) -> None:
     assert importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"), "see .[dev]"
     words = ("-m", "hydra/launcher=submitit_local", "name=it", "seed=0,1")

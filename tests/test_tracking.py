@@ -381,7 +381,7 @@ def wait_for(true: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("good", [0, 1])
+@pytest.mark.parametrize("good", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_start_that_fails_goes_on_offline(
     tmp_path: Path, backend: Backend, said: Callable[[], list[str]], good: int
 ) -> None:

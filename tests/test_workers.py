@@ -275,6 +275,7 @@ def test_a_failing_run_leaves_the_others_alone(
 BRIEF = [*SMALL, "method=topk", "k=4,8", "training.tokens=4096"]
 
 
+@pytest.mark.slow
 def test_force_trains_finished_runs_too(
     run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
