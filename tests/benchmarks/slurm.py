@@ -58,7 +58,6 @@ def main_job(cluster: Slurm, home: Path) -> dict[str, Any]:
     until(lambda: status(cluster, folder)["counts"]["running"] == 24, "all runs at once", 300)
     middle = status(cluster, folder)
     places = Counter(f"{run['job']} on {run['node']}" for run in middle["runs"])
-    speed = sum(run["tokens_per_s"] or 0 for run in middle["runs"])
     timed(cluster, home, "wait", str(folder))
     waiting = time.monotonic() - began
     local = timed(cluster, home, *PARETO, "name=local")
@@ -68,7 +67,6 @@ def main_job(cluster: Slurm, home: Path) -> dict[str, Any]:
         "submission_s": round(submitting, 2),
         "status_in_the_middle": middle["counts"],
         "runs_per_job_and_node": dict(sorted(places.items())),
-        "tokens_per_s_in_the_middle": round(speed),
         "submitted_to_report_s": round(waiting, 1),
         "jobs": len(set(jobs(folder))),
         "local_s": round(local, 1),
