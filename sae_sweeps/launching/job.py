@@ -85,6 +85,7 @@ def run_pack(path: Path) -> int:
 def _run(pack: Frozen) -> int:
     logger.info("pack %s on %s%s", pack.name, socket.gethostname(), _job())
     _warn_of_edits(pack)
+    _warn_of_idle_gpu(pack)
     ahead = [run for run in pack.runs if _result(run) is None]
     if _stalled(pack):
         text = f"its pack was started {RESTARTS_WITHOUT_PROGRESS} times more without any progress"
@@ -121,6 +122,16 @@ def _warn_of_edits(pack: Frozen) -> None:
         before, after = pack.git["commit"][:9], now["commit"][:9]
         what = f"commit {before}, now {after}" if before != after else "uncommitted changes"
         logger.warning("the code was edited since this pack was submitted: %s", what)
+
+
+def _warn_of_idle_gpu(pack: Frozen) -> None:
+    """Else a torch that was built without CUDA would waste what the job was given, unseen."""
+    if pack.runs[0].config["device"] == "auto" and os.environ.get("SLURM_JOB_GPUS"):
+        import torch
+
+        if not torch.cuda.is_available():
+            text = "SLURM gave this job a GPU, but torch %s finds none: it trains on the CPU"
+            logger.warning(text, torch.__version__)
 
 
 def _stalled(pack: Frozen) -> bool:

@@ -1,11 +1,14 @@
 """What users bring along, on a real cluster: the stock launcher, sweepers, modules of their own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from .conftest import Slurm, until
 from .sweeps import (
@@ -23,6 +26,7 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
+PLUGINS = os.environ.get("HYDRA_PLUGINS_PATH", "")
 SHORT = ("training.tokens=16384",)
 STOCK = ("hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=2")
 
@@ -61,6 +65,27 @@ def test_modules_and_options_from_outside_reach_the_jobs(slurm: Slurm, tmp_path:
     done = sae_sweeps(slurm, elsewhere, "retry", str(folder))
     assert done.returncode == 0, done.stderr
     assert wait_for_end(slurm, folder)["counts"]["done"] == 2
+
+
+@pytest.mark.skipif(not PLUGINS, reason="HYDRA_PLUGINS_PATH names no hydra-optuna-sweeper")
+def test_optuna_gets_figures_of_runs_on_the_cluster(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", PLUGINS)
+    sweeper = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=3")
+    aims = ("hydra.sweeper.direction=[minimize,minimize]", "hydra.launcher.objective=[l0,fvu]")
+    words = [*WORDS[2:], "training.lr=interval(0.0005,0.005)", *SHORT, "name=it", *JOB]
+    done = sae_sweeps(slurm, tmp_path, *sweeper, *aims, *words, "hydra.launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "it"
+    results = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
+    told = {(r["metrics"]["l0"], r["metrics"]["fvu"]) for r in results}
+    rates = {r["config"]["training"]["lr"] for r in results}
+    found: Any = OmegaConf.load(folder / "optimization_results.yaml")
+    assert len(results) == 3 and jobs(folder)
+    assert found.solutions
+    for solution in found.solutions:
+        assert tuple(solution["values"]) in told and solution.params["training.lr"] in rates
 
 
 def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:

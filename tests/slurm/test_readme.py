@@ -29,3 +29,5 @@ def test_the_lines_of_the_readme(slurm: Slurm, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert status(slurm, tmp_path / "outputs" / "fanned")["counts"]["done"] == 4
     assert (tmp_path / "outputs" / "fanned" / "pareto.png").exists()
+    [log] = (tmp_path / "outputs" / "fanned" / "packs").glob("*.log")
+    assert "a GPU, but torch" in log.read_text()  # the cluster's GPUs are no real ones
