@@ -2,11 +2,6 @@
 
 import json
 import logging
-import os
-import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,46 +209,3 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monke
     assert saved == []  # five minutes do not go by
     train(small_run(tmp_path / "b", *PACK["topk"], OFTEN))
     assert saved == list(range(512, 4097, 512))
-
-
-SWEEP = [
-    *("method=topk,mutual_choice,gated", "k=4", "d_sae=64", "name=killed", "tracking=off"),
-    *("stream.batch_tokens=256", "stream.chunk_tokens=1024", "stream.calibration_tokens=1024"),
-    *("training.tokens=98304", "evaluation.tokens=1024", "evaluation.ce_tokens=256", "device=cpu"),
-]
-
-
-def sweep(place: Path, *also: str) -> "subprocess.Popen[bytes]":
-    place.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "sae_sweeps", *SWEEP, *also]
-    with Path(os.devnull).open("wb") as nowhere:
-        return subprocess.Popen(
-            command, cwd=place, start_new_session=True, stdout=nowhere, stderr=nowhere
-        )
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
-    assert sweep(tmp_path / "whole").wait(120) == 0
-    moments = random.Random(0)
-    kills = 0
-    while True:
-        running = sweep(tmp_path / "killed", "checkpoint_minutes=0.002")
-        try:
-            assert running.wait(2.5 + moments.random() * 3 + kills / 5) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
-            kills += 1
-        assert kills < 40
-    assert kills >= 3
-    folders = sorted((tmp_path / "whole/outputs/killed/runs").iterdir())
-    assert len(folders) == 3
-    for folder in folders:
-        ours = tmp_path / "killed/outputs/killed/runs" / folder.name
-        runs = [Run(f.name, "killed", f, {}, {}, []) for f in (ours, folder)]
-        (weights, result, rows), (whole, their_result, their_rows) = map(left_behind, runs)
-        assert all(weights[name].equal(whole[name]) for name in whole)
-        assert rows == their_rows
-        assert result == their_result

@@ -72,7 +72,8 @@ def _train(runs: list[Run], tracking: Any, display: "Display", gate: Gate) -> di
         _refuse(error, gate)
         results = [error for _ in runs]
     for run, result in zip(runs, results, strict=True):
-        if isinstance(result, Exception) and not (run.folder / "failed.json").exists():
+        told = (run.folder / "failed.json").exists() or files.is_locked(run.folder / ".lock")
+        if isinstance(result, Exception) and not told:
             record(run, result)
     return dict(zip((run.name for run in runs), results, strict=True))
 

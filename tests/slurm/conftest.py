@@ -35,7 +35,8 @@ class Slurm:
         }
         return env | {
             "SLURM_CONF": str(self.folder / "etc" / "slurm.conf"),
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            # Daemons lie where not every user looks.
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin",
         }
 
     def run(self, *command: str) -> str:

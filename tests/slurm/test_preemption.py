@@ -174,7 +174,7 @@ def test_a_disturbed_job_goes_on_and_ends_alike(
 ) -> None:
     met = sweeps[trigger].result()
     assert met.end["counts"]["done"] == 2, met.end
-    assert started(met.folder) == 2
+    assert started(met.folder) >= 2  # more, if another test's preemption meets it too
     assert all(tokens > 0 for tokens in resumed_at(met.folder)) and len(resumed_at(met.folder)) == 2
     assert left_behind(met.folder) == left_behind(undisturbed)
     # To submitit no attempt may have ended by an error, though SLURM refused a second requeue.
