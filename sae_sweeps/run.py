@@ -84,6 +84,12 @@ class Run:
         return total_tokens(self.config)
 
     @property
+    def saved_tokens(self) -> int:
+        """How many tokens its last checkpoint has seen; 0 without one."""
+        saved = sorted((self.folder / "checkpoint").glob("step-*.safetensors"))
+        return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+
+    @property
     def label(self) -> str:
         """The method in tables and plots, from the option files that are really in force."""
         return label(self.choices)

@@ -54,8 +54,7 @@ class Plan:
     @property
     def resumed(self) -> int:
         """How many of the runs to train have a checkpoint to go on from."""
-        runs = [run for pack in self.packs for run in pack]
-        return sum(any((run.folder / "checkpoint").glob("step-*")) for run in runs)
+        return sum(run.saved_tokens > 0 for pack in self.packs for run in pack)
 
     @property
     def repeated(self) -> int:
@@ -79,13 +78,11 @@ def plan(
     under_way = under_way or {}
     _refuse_differences(points)
     force = points[0].config["force"]
-    # It is a wish for this launch, no part of what a later one finds in the manifest.
     points = [_unforced(point) for point in points]
     known: dict[str, Run] = {}
     finished: dict[str, dict[str, Any]] = {}
     packs: dict[str, list[Run]] = {}
     remeasured: dict[str, list[Run]] = {}
-    runs: list[Run] = []
     for point in points:
         key = identity(point.config)
         if key not in known:
@@ -100,14 +97,15 @@ def plan(
                 finished[run.name] = result
             else:
                 remeasured.setdefault(stream, []).append(run)
-        runs.append(known[key])
-    groups = list(packs.values()), list(remeasured.values())
+    runs = [known[identity(point.config)] for point in points]
     busy = {run.name: under_way[run.name] for run in known.values() if run.name in under_way}
     aside = [run for run in known.values() if force and run.folder.exists()]
+    groups = list(packs.values()), list(remeasured.values())
     return Plan(name, folder, points, runs, finished, *groups, busy, aside, launch)
 
 
 def _unforced(point: Point) -> Point:
+    """Leave out a wish for this launch, which is no part of what a later one finds."""
     words = [word for word in point.overrides if word.lstrip("+").partition("=")[0] != "force"]
     return replace(point, overrides=words, config=point.config | {"force": False})
 

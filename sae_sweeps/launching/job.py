@@ -155,8 +155,7 @@ def _progress(run: Run) -> int:
     """Give the tokens of a run's last checkpoint; one more than all if it is finished."""
     if _result(run) is not None:
         return run.total_tokens + 1
-    saved = sorted((run.folder / "checkpoint").glob("step-*.safetensors"))
-    return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+    return run.saved_tokens
 
 
 def _report(pack: Frozen, tracking: Any) -> None:

@@ -97,18 +97,22 @@ class Slurm(PlanLauncher):
         return {run.name: plan.finished.get(run.name) for run in plan.runs}
 
     def _submit(self, plan: Plan, writer: Writer) -> None:
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         from sae_sweeps.launching.job import PackJob
 
         with _outside_of_a_job():
             executor = self._executor(plan)
             writer.begin()
-            with as_config_error():
-                paths = freeze(plan, writer.packs)
             try:
-                with redirect_stderr(io.StringIO()):  # sbatch's lines, which the error has too
+                # The error has sbatch's lines too.
+                with as_config_error(), redirect_stderr(io.StringIO()):
+                    paths = freeze(plan, writer.packs)
                     jobs = executor.submit_array([PackJob(path) for path in paths])
             except Exception as error:
                 writer.take_back()
+                if not isinstance(error, FailedJobError | FailedSubmissionError):
+                    raise  # no word of SLURM's
                 said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines()]
                 raise ConfigError(f"SLURM refused the jobs: {'; '.join(said)}") from error
         writer.submitted([job.job_id for job in jobs])

@@ -4,6 +4,7 @@ import re
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sae_sweeps import files, interrupt
@@ -66,9 +67,9 @@ def _train(runs: list[Run], tracking: Any, display: "Display", gate: Gate) -> di
 
     display.names = [f"{r.label}, k {r.config['k']:g}, seed {r.config['seed']}" for r in runs]
     try:
-        ready = lambda: _ready(runs, gate)  # noqa: E731
+        ready = partial(_ready, runs, gate)
         results = train_pack(runs, tracking, display, ready, isolate=gate.begun)
-    except Exception as error:
+    except Exception as error:  # whatever loading raises: other packs go on
         _refuse(error, gate)
         results = [error for _ in runs]
     for run, result in zip(runs, results, strict=True):
@@ -85,8 +86,8 @@ def _measure(runs: list[Run], tracking: Any, display: "Display", gate: Gate) -> 
     from sae_sweeps.training.remeasure import remeasure_pack
 
     try:
-        results = remeasure_pack(runs, tracking, display, on_ready=lambda: _ready(runs, gate))
-    except Exception as error:
+        results = remeasure_pack(runs, tracking, display, on_ready=partial(_ready, runs, gate))
+    except Exception as error:  # whatever loading raises: other packs go on
         _refuse(error, gate)
         results = [error for _ in runs]
     return dict(zip((run.name for run in runs), results, strict=True))

@@ -56,8 +56,7 @@ def work_apart(
     with ThreadPoolExecutor(len(given)) as pool:
         try:
             futures += [pool.submit(workers.run, path) for path in packs]
-            over = lambda: all(future.done() for future in futures)  # noqa: E731
-            watch(folder, display, names, every_s=LOOK_EVERY_S, stop=over)
+            watch(folder, display, names, LOOK_EVERY_S, stop=lambda: all(map(Future.done, futures)))
         except interrupt.Interrupted:
             with interrupt.deferred():
                 workers.stop(signal.SIGTERM)
