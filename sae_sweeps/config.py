@@ -30,9 +30,6 @@ GLOBAL_GROUPS = ("method", "sweep")
 SECTIONS = {"stream": "Stream", "training": "Training", "evaluation": "Evaluation"}
 OPTIONS_MODULE = "sae_sweeps.options"
 
-STREAM_KEYS = ("target_model", "data", "stream")
-"""Runs that agree in these read the same batches and can share a pack."""
-
 
 # --- One node ------------------------------------------------------------------------------
 
@@ -205,11 +202,6 @@ def _refuse_volatile(path: str, value: Any) -> None:
 
 
 # --- Identity and names --------------------------------------------------------------------
-
-
-def stream_identity(config: Mapping[str, Any]) -> str:
-    """Hash what the activation batches are a function of."""
-    return digest({key: config[key] for key in STREAM_KEYS})
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:

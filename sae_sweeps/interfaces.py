@@ -5,7 +5,7 @@ Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -350,12 +350,16 @@ class TargetModel(ABC):
 
     d_in: int
     tokens_per_row: int
+    rows_at_once: int | None = None
+    """rows that one call should ask for, where several threads may call; None: any number"""
     has_loss: bool
     """whether `spliced_losses` can be asked for"""
     dictionary: Float[Tensor, "features d_in"] | None = None
     """the true features' unit directions, where they are known"""
     true_l0: float | None = None
     """mean number of true features per token, where it is known"""
+    hook: str = ""
+    """where in a model the activations are; empty without a model"""
     device: torch.device
     description: dict[str, str | int | bool | None]
     """what SAELens metadata and reports say of it: model_name, hook_name, context_size, …"""
@@ -366,7 +370,25 @@ class TargetModel(ABC):
 
     @abstractmethod
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
-        """Unscaled activations of the given rows in order, BOS positions dropped."""
+        """Unscaled activations of the given rows in order, BOS positions dropped.
+
+        A row's are the same in whatever company it is asked for, `rows_at_once` by `rows_at_once`.
+        """
+
+    def beside(self, hook: str) -> "TargetModel | None":
+        """The same model at another value of the option `hook`; None where one pass cannot do.
+
+        Asked only of variants that have this option. Where it gives None, the other hook has a
+        target model of its own.
+        """
+        del hook
+        return None
+
+    def activations_at(
+        self, hooks: Sequence[str], split: Split, rows: Int[Tensor, " rows"]
+    ) -> list[Float[Tensor, "tokens d_in"]]:
+        """`activations` at several hooks, own or of what `beside` gave, from one pass."""
+        raise NotImplementedError
 
     @abstractmethod
     def spliced_losses(

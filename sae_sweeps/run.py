@@ -50,9 +50,27 @@ NOT_IDENTITY = frozenset(
 """What cannot change a run's weights; the dial `k` acts only through the options it sets."""
 
 
+STREAM_KEYS = ("target_model", "data", "stream")
+"""What rules activation batches."""
+
+
 def identity(config: Mapping[str, Any]) -> str:
     """Hash what can change a run's weights, of a checked config."""
     return digest({key: value for key, value in config.items() if key not in NOT_IDENTITY})
+
+
+def stream_identity(config: Mapping[str, Any]) -> str:
+    """Hash what the activation batches are a function of: runs that agree in it share a stream."""
+    return digest({key: config[key] for key in STREAM_KEYS})
+
+
+def pass_identity(config: Mapping[str, Any]) -> str:
+    """Hash what one pass over a target model is a function of: runs that agree can share a pack.
+
+    Activations at several hooks come from one pass.
+    """
+    node = {key: value for key, value in config["target_model"].items() if key != "hook"}
+    return stream_identity({**config, "target_model": node})
 
 
 def digest(value: object) -> str:

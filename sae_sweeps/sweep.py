@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sae_sweeps import files
-from sae_sweeps.config import identity, run_name, stream_identity
-from sae_sweeps.run import METRICS_VERSION, ConfigError, Run
+from sae_sweeps.config import run_name
+from sae_sweeps.run import METRICS_VERSION, ConfigError, Run, identity, pass_identity
 
 RESULT_VERSION = 1
 ONE_PER_SWEEP = ("tracking", "evaluation", "device", "threads", "checkpoint_minutes", "force")
@@ -39,9 +39,9 @@ class Plan:
     finished: dict[str, dict[str, Any]]
     """The result of every run that needs nothing more, by the run's name."""
     packs: list[list[Run]]
-    """The runs to train, by stream."""
+    """The runs to train, by the pass over a target model that they share."""
     remeasured: list[list[Run]]
-    """Finished runs that were measured with other options or other metrics, by stream."""
+    """Finished runs that were measured with other options or other metrics, grouped alike."""
     under_way: dict[str, str] = field(default_factory=dict[str, str])
     """The jobs of runs that another launch submitted, by the run's name: left to them."""
     aside: list[Run] = field(default_factory=list[Run])
@@ -69,7 +69,7 @@ def plan(
     under_way: Mapping[str, str] | None = None,
     launch: int = 1,
 ) -> Plan:
-    """Give each point its run, leave out what is finished or under way, group others by stream.
+    """Give each point its run, leave out what is finished or under way, group others by pass.
 
     Args:
         under_way: the jobs of runs that are submitted or in training, by the run's name.
@@ -88,15 +88,15 @@ def plan(
         if key not in known:
             run = known[key] = _run(name, folder, point, key)
             result = None if force else finished_result(run.folder, key)
-            stream = stream_identity(point.config)
+            shared = pass_identity(point.config)
             if run.name in under_way:
                 _refuse_busy(run, under_way[run.name], force)
             elif result is None:
-                packs.setdefault(stream, []).append(run)
+                packs.setdefault(shared, []).append(run)
             elif up_to_date(result, run):
                 finished[run.name] = result
             else:
-                remeasured.setdefault(stream, []).append(run)
+                remeasured.setdefault(shared, []).append(run)
     runs = [known[identity(point.config)] for point in points]
     busy = {run.name: under_way[run.name] for run in known.values() if run.name in under_way}
     aside = [run for run in known.values() if force and run.folder.exists()]

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps import build, options, rules
 from sae_sweeps.app import CONF
-from sae_sweeps.config import GROUPS, check, checked, identity, run_name, stream_identity
+from sae_sweeps.config import GROUPS, check, checked, identity, run_name
 from sae_sweeps.launching.points import literal
-from sae_sweeps.run import ConfigError, label
+from sae_sweeps.run import ConfigError, label, stream_identity
 
 OPTION_FILES = sorted(
     path.relative_to(CONF).as_posix() for group in GROUPS for path in (CONF / group).glob("*.yaml")

@@ -440,7 +440,7 @@ def test_cross_entropies_against_the_model() -> None:
     assert found["ce"] == pytest.approx(
         ce((0.5 * acts * stream.scale + 0.1) / stream.scale), rel=1e-5
     )
-    calibration = target.table[stream._rows("train", 0, 10)].flatten(0, 1)  # pyright: ignore[reportPrivateUsage]
+    calibration = target.table[stream.order.rows("train", 0, 10)].flatten(0, 1)
     mean = calibration.mean(0).expand_as(acts)
     assert found["ce_mean"] == pytest.approx(ce(mean), rel=1e-5)
     assert found["ce_mean"] != pytest.approx(found["ce_zero"], rel=1e-2)

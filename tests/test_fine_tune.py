@@ -1,6 +1,7 @@
 """The last phase: learnt scale and KL fine-tuning, alone and at the end of a run."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,10 +20,10 @@ from sae_sweeps.fine_tune.kl import KL
 from sae_sweeps.fine_tune.scale import Scale
 from sae_sweeps.interfaces import Architecture, Progress
 from sae_sweeps.run import ConfigError
+from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream, in_order
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.pack import open_stream
 from sae_sweeps.training.trainer import Trainer
 
 D_IN, D_SAE = 8, 64
@@ -146,12 +147,13 @@ def test_scale_undoes_the_shrinkage_of_one_feature(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     config = small_run(tmp_path_factory.mktemp("stream"), "stream.centre=true").config
-    return open_stream(config, torch.device("cpu"))
+    with ThreadPoolExecutor(1) as pool:
+        return Harvest([config], torch.device("cpu"), pool).stream(config)
 
 
 def test_contexts_are_whole_rows_in_order(stream: Stream) -> None:
     width = stream.target.tokens_per_row
-    rows = stream._rows("train", 3, 7)  # pyright: ignore[reportPrivateUsage]
+    rows = stream.order.rows("train", 3, 7)  # pyright: ignore[reportPrivateUsage]
     x, divergence = stream.contexts(3 * width + 5, 4 * width + width // 2)
     acts = stream.target.activations("train", rows)
     torch.testing.assert_close(x, (acts - stream.offset) * stream.scale)
@@ -169,7 +171,7 @@ def test_divergence_against_hugging_face(stream: Stream) -> None:
     found.backward()
     assert recon.grad is not None
 
-    tokens = stream.target.tokens["train"][stream._rows("train", 0, 3)]  # pyright: ignore
+    tokens = stream.target.tokens["train"][stream.order.rows("train", 0, 3)]  # pyright: ignore
     model = GPT2LMHeadModel.from_pretrained(str(MODEL), dtype=torch.float32).eval()
     naive_recon = (x * 0.9).requires_grad_()
 

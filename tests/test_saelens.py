@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_sweeps.interfaces import Architecture, Step
+from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.pack import open_stream
 
 ROOT = Path(__file__).parent.parent
 SAELENS = os.environ.get("SAELENS_PYTHON")
@@ -118,7 +119,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stream(folder: Path) -> Stream:
     """The runs' common stream."""
     config = results(folder)[0][1]["config"]
-    return open_stream(config, torch.device("cpu"))
+    with ThreadPoolExecutor(1) as pool:
+        return Harvest([config], torch.device("cpu"), pool).stream(config)
 
 
 def results(home: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -35,8 +35,9 @@ from sae_sweeps.data.none import NoData
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
 from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
 from sae_sweeps.run import ConfigError
-from sae_sweeps.target_model import transformer_lens
+from sae_sweeps.target_model import loading, transformer_lens
 from sae_sweeps.target_model.activations import Activations
+from sae_sweeps.target_model.passes import Bridged, Passes
 from sae_sweeps.target_model.transformer_lens import TransformerLens
 
 ROOT = Path(__file__).parent.parent
@@ -60,19 +61,24 @@ def reference() -> PreTrainedModel:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_model() -> Iterator[None]:
-    """Load the embedded model once: hooks of several targets share it, as runs of a pack do."""
-    loaded: dict[tuple[str, torch.dtype], Any] = {}
-    load = transformer_lens._boot  # pyright: ignore[reportPrivateUsage]
+    """Load the embedded model once per way of running it: hooks share it, as runs of a pack do."""
+    loaded: dict[tuple[object, ...], Passes] = {}
+    load = loading.Loader.passes
 
-    def boot(model: str, device: torch.device, dtype: torch.dtype) -> Any:
-        if model != "embedded":
-            return load(model, device, dtype)
-        if (model, dtype) not in loaded:
-            loaded[model, dtype] = load(model, device, dtype)
-        return loaded[model, dtype]
+    def passes(loader: loading.Loader, hook: str, compatibility_mode: bool) -> Passes:
+        if loader.name != "embedded":
+            return load(loader, hook, compatibility_mode)
+        kinds = [False] if compatibility_mode or not loader.has(hook) else [True, False]
+        for plain in kinds:
+            key = loader.dtype, compatibility_mode, plain
+            if key not in loaded:
+                loaded[key] = load(loader, hook, compatibility_mode)
+            if loaded[key].attach(hook):
+                return loaded[key]
+        raise AssertionError(hook)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer_lens, "_boot", boot)
+        patch.setattr(loading.Loader, "passes", passes)
         yield
 
 
@@ -84,7 +90,9 @@ def data() -> Embedded:
 def target(data: Data, hook: str = HOOK, **changed: Any) -> TransformerLens:
     given: dict[str, Any] = {
         "model": "embedded",
+        "revision": None,
         "dtype": "float32",
+        "compatibility_mode": False,
         "rows_per_forward": 4,
     } | changed
     return TransformerLens(data, CPU, hook=hook, **given)
@@ -345,13 +353,13 @@ def test_the_losses_of_kept_predictions_cost_one_pass(
 ) -> None:
     made = target(data, rows_per_forward=len(ROWS))
     passes: list[str] = []
-    forward = made.bridge.forward
+    logits = made.passes.logits
 
-    def counted(*words: Any, **named: Any) -> Any:
+    def counted(*words: Any) -> Any:
         passes.append("one")
-        return forward(*words, **named)
+        return logits(*words)
 
-    monkeypatch.setattr(made.bridge, "forward", counted)
+    monkeypatch.setattr(made.passes, "logits", counted)
     kl_of(made, ROWS, torch.relu)
     assert len(passes) == 2
     kl_of(made, ROWS, torch.tanh)
@@ -399,18 +407,18 @@ def test_after_an_error_in_a_splice_the_model_is_as_before(
 
     with pytest.raises(FloatingPointError):
         ce_of(embedded_target, ROWS, fail)
-    assert torch.equal(
-        embedded_target.bridge(torch.tensor([[0, 1, 2]])).isfinite(),
-        torch.ones(1, 3, 4096, dtype=torch.bool),
-    )
+    assert embedded_target.passes.logits(torch.tensor([[0, 1, 2]]), None).isfinite().all()
     assert torch.equal(ce_of(embedded_target, ROWS, lambda acts: acts), clean)
 
 
 # --- Threads and sockets -------------------------------------------------------------------
 
 
-def test_a_pass_of_another_size_meanwhile_changes_nothing(embedded_target: TransformerLens) -> None:
+def test_a_pass_of_another_size_meanwhile_changes_nothing(data: Embedded) -> None:
     """One thread's pass begins between the token and the position embedding of another's."""
+    made = target(data, compatibility_mode=True)
+    assert isinstance(made.passes, Bridged)
+    bridge = made.passes.bridge
     inside, begun, ended = threading.Event(), threading.Event(), threading.Event()
 
     def interleave(acts: Tensor, hook: Any) -> Tensor:
@@ -425,20 +433,20 @@ def test_a_pass_of_another_size_meanwhile_changes_nothing(embedded_target: Trans
 
     def first_pass() -> Tensor:
         try:
-            return embedded_target.activations("train", ROWS[:1])
+            return made.activations("train", ROWS[:1])
         finally:
             ended.set()
 
-    expected = [embedded_target.activations("train", rows) for rows in (ROWS[:1], ROWS[:3])]
-    embedded_target.bridge.add_hook("embed.hook_out", interleave)
+    expected = [made.activations("train", rows) for rows in (ROWS[:1], ROWS[:3])]
+    bridge.add_hook("embed.hook_out", interleave)
     try:
         with ThreadPoolExecutor(1, "first") as one, ThreadPoolExecutor(1, "second") as other:
             found = [one.submit(first_pass)]
             inside.wait(timeout=2)
-            found.append(other.submit(embedded_target.activations, "train", ROWS[:3]))
+            found.append(other.submit(made.activations, "train", ROWS[:3]))
         assert all(torch.equal(f.result(), e) for f, e in zip(found, expected, strict=True))
     finally:
-        embedded_target.bridge.reset_hooks()
+        bridge.reset_hooks()
 
 
 def test_threads_may_harvest_and_splice_at_once(embedded_target: TransformerLens) -> None:
@@ -476,7 +484,8 @@ from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.target_model.transformer_lens import TransformerLens
 made = TransformerLens(
     Embedded(context_tokens=128), torch.device("cpu"), model="embedded",
-    hook="blocks.1.hook_resid_post", dtype="float32", rows_per_forward=2,
+    hook="blocks.1.hook_resid_post", revision=None, dtype="float32", compatibility_mode=False,
+    rows_per_forward=2,
 )
 made.activations("train", torch.arange(3))
 made.spliced_losses("held_out", torch.arange(3), lambda acts: acts)
@@ -556,13 +565,13 @@ def test_an_unknown_hook_is_refused_with_the_nearest(
 
 
 def test_a_hook_of_another_shape_is_refused(data: Embedded) -> None:
-    with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.hook_z.*\(1, 128, 4, 32\)"):
-        target(data, "blocks.0.attn.hook_z")
+    with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.hook_pattern.*\(1, 4, 3, 3\)"):
+        target(data, "blocks.0.attn.hook_pattern")
 
 
 def test_a_hook_that_never_fires_is_refused(data: Embedded) -> None:
     with pytest.raises(ConfigError, match=r"target_model\.hook"):
-        target(data, "blocks.1.attn.qkv.hook_out")
+        target(data, "blocks.1.attn.qkv.hook_out", compatibility_mode=True)
 
 
 def test_a_hook_that_is_switched_off_is_not_offered_again(data: Embedded) -> None:
@@ -583,12 +592,14 @@ def test_an_unknown_folder_is_refused_without_a_call(
 
 @pytest.mark.slow
 def test_no_hook_that_works_is_refused_before(
-    data: Embedded, embedded_target: TransformerLens
+    data: Embedded,
 ) -> None:
     """The rule that judges a hook by its name lets everything through that has the right shape."""
     config = small_run(Path("unused")).config
     refused: list[str] = []
-    for hook in [name for name in embedded_target.bridge.hook_dict if "blocks.2." in name]:
+    bridged = target(data, compatibility_mode=True).passes
+    assert isinstance(bridged, Bridged)
+    for hook in [name for name in bridged.bridge.hook_dict if "blocks.2." in name]:
         try:
             target(data, hook)
         except Exception:

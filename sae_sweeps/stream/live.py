@@ -1,8 +1,7 @@
 """The live stream: activations computed as needed, in an order that options alone define."""
 
-from functools import lru_cache
+import math
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,9 +9,7 @@ from torch import Tensor
 from sae_sweeps import options
 from sae_sweeps.interfaces import Architecture, Divergence, Splice, Split, TargetModel
 from sae_sweeps.run import ConfigError
-
-HELD_OUT_SEED = 0
-"""Held-out tokens are the same whatever `stream.seed`, so that sweeps can be compared."""
+from sae_sweeps.stream.order import HELD_OUT_SEED, Order, permutation
 
 
 class Stream:
@@ -23,20 +20,32 @@ class Stream:
     activations to unit mean square norm, E||x||^2 = 1; where options say so, their mean is taken
     off before (arXiv 2605.31518). Both are folded back into the saved weights.
 
+    Args:
+        sample: the unscaled calibration tokens, where they were read before.
+
     Raises:
-        ConfigError: a split holds fewer tokens than asked for.
+        ConfigError: a split holds fewer tokens than asked for, or activations are not finite.
     """
 
-    def __init__(self, target: TargetModel, given: options.Stream) -> None:
+    def __init__(
+        self,
+        target: TargetModel,
+        given: options.Stream,
+        sample: Float[Tensor, "tokens d_in"] | None = None,
+    ) -> None:
         self.target, self.given = target, given
+        self.order = Order(target, given.seed)
         self.batches_per_chunk = given.chunk_tokens // given.batch_tokens
         self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
-        sample = self._tokens("train", 0, given.calibration_tokens)
+        if sample is None:
+            sample = self._tokens("train", 0, given.calibration_tokens)
+        if fault := fault_of(sample):
+            raise ConfigError(fault)
         self.raw_mean = sample.mean(0)
         self.offset = self.raw_mean if given.centre else torch.zeros_like(self.raw_mean)
         norm = (sample - self.offset).pow(2).sum(1).mean().sqrt().item()
-        if norm == 0 or not np.isfinite(norm):
-            raise ConfigError("target_model: its activations are all zero, or not all finite.")
+        if norm == 0 or not math.isfinite(norm):
+            raise ConfigError("target_model: its activations are all zero, or too large.")
         self.scale = 1 / norm
         self.mean = self.scaled(self.raw_mean)
         self._held_out: dict[int, Tensor] = {}
@@ -64,24 +73,34 @@ class Stream:
 
     def require(self, tokens: int) -> None:
         """Refuse a run longer than the training data, unless they may repeat."""
-        held = self._size("train")
+        held = self.order.size("train")
         if tokens > held and not self.given.repeat:
             raise ConfigError(
                 f"training.tokens is {tokens}: the data hold {held} training tokens; "
                 "set stream.repeat=true to go over them again."
             )
 
-    def chunk(self, index: int) -> Float[Tensor, "chunk d_in"]:
-        """Chunk `index`, shuffled; `batch_tokens` rows at a time are the batches.
-
-        Where data do not repeat, the last chunk ends with them.
-        """
+    def span(self, index: int) -> tuple[int, int]:
+        """Where a chunk begins and ends; where data do not repeat, the last one ends with them."""
         start = index * self.chunk_tokens
         stop = start + self.chunk_tokens
-        if not self.given.repeat:
-            stop = min(stop, self._size("train"))
-        tokens = self._tokens("train", start, stop)
-        order = _permutation(len(tokens), self.given.seed, 1, index)
+        return start, stop if self.given.repeat else min(stop, self.order.size("train"))
+
+    def chunk(self, index: int) -> Float[Tensor, "chunk d_in"]:
+        """Chunk `index`, shuffled; `batch_tokens` rows at a time are the batches."""
+        return self.shuffled(self._tokens("train", *self.span(index)), index)
+
+    def shuffled(
+        self, tokens: Float[Tensor, "chunk d_in"], index: int
+    ) -> Float[Tensor, "chunk d_in"]:
+        """Chunk `index`, of the unscaled tokens of its span.
+
+        Raises:
+            FloatingPointError: an activation is not finite.
+        """
+        if fault := fault_of(tokens):
+            raise FloatingPointError(fault)
+        order = permutation(len(tokens), self.given.seed, 1, index)
         return self.scaled(tokens[order.to(tokens.device)])
 
     def contexts(self, start: int, tokens: int) -> tuple[Float[Tensor, "batch d_in"], Divergence]:
@@ -91,7 +110,7 @@ class Stream:
         """
         width = self.target.tokens_per_row
         first = start // width
-        rows = self._rows("train", first, first + max(1, tokens // width))
+        rows = self.order.rows("train", first, first + max(1, tokens // width))
         x = self.scaled(self.target.activations("train", rows))
 
         def divergence(recon: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
@@ -102,16 +121,17 @@ class Stream:
 
     def held_out(self, tokens: int) -> Float[Tensor, "tokens d_in"]:
         """The first held-out tokens, scaled; shuffled, so that batches look like training's."""
-        held = self._size("held_out")
-        if tokens > held:
-            raise ConfigError(
-                f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens."
-            )
         if tokens not in self._held_out:
-            acts = self.scaled(self._tokens("held_out", 0, tokens))
-            order = _permutation(tokens, HELD_OUT_SEED, 2, 0)
-            self._held_out[tokens] = acts[order.to(acts.device)]
+            require_held_out(self.order, tokens)
+            self.keep_held_out(self._tokens("held_out", 0, tokens))
         return self._held_out[tokens]
+
+    def keep_held_out(self, tokens: Float[Tensor, "tokens d_in"]) -> None:
+        """Take the first unscaled held-out tokens for `held_out`."""
+        if fault := fault_of(tokens):
+            raise ConfigError(fault)
+        order = permutation(len(tokens), HELD_OUT_SEED, 2, 0)
+        self._held_out[len(tokens)] = self.scaled(tokens)[order.to(tokens.device)]
 
     @torch.no_grad()
     def reference_ce(self, tokens: int) -> dict[str, float]:
@@ -136,30 +156,32 @@ class Stream:
             }
         return self._reference_ce[tokens]
 
-    def _size(self, split: Split) -> int:
-        return self.target.row_count(split) * self.target.tokens_per_row
-
     def held_out_rows(self, tokens: int) -> Int[Tensor, " rows"]:
         """Held-out token rows that hold at least `tokens` tokens, in the order of `held_out`."""
-        rows = -(-tokens // self.target.tokens_per_row)
-        return self._rows("held_out", 0, rows)
+        return self.order.rows_with("held_out", 0, tokens)
 
     def _tokens(self, split: Split, start: int, stop: int) -> Float[Tensor, "tokens d_in"]:
-        """Unscaled tokens [start, stop) of the permuted rows laid end to end."""
-        width = self.target.tokens_per_row
-        first, last = start // width, -(-stop // width)
-        acts = self.target.activations(split, self._rows(split, first, last))
-        return acts[start - first * width : stop - first * width]
+        """Unscaled tokens [start, stop)."""
+        acts = self.target.activations(split, self.order.rows_with(split, start, stop))
+        return self.order.cut(acts, start, stop)
 
-    def _rows(self, split: Split, first: int, last: int) -> Int[Tensor, " rows"]:
-        """Rows [first, last) of the endless sequence of row permutations, one an epoch."""
-        count = self.target.row_count(split)
-        seed = self.given.seed if split == "train" else HELD_OUT_SEED
-        parts: list[Tensor] = []
-        for epoch in range(first // count, (last - 1) // count + 1):
-            start, stop = first - epoch * count, last - epoch * count
-            parts.append(_permutation(count, seed, 0, epoch)[max(start, 0) : stop])
-        return torch.cat(parts)
+
+def require_held_out(order: Order, tokens: int) -> None:
+    """Refuse an evaluation of more tokens than there are."""
+    held = order.size("held_out")
+    if tokens > held:
+        raise ConfigError(f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens.")
+
+
+def fault_of(acts: Float[Tensor, "tokens d_in"]) -> str:
+    """Say what is wrong with activations that are not all numbers; nothing where they are."""
+    wrong = len(acts) - int(acts.isfinite().all(1).count_nonzero())
+    if not wrong:
+        return ""
+    return (
+        f"target_model: its activations are not finite on {wrong} of {len(acts)} tokens; its "
+        "numbers may be too large for target_model.dtype, else its weights are damaged."
+    )
 
 
 def in_order(acts: Float[Tensor, "tokens d_in"]) -> Splice:
@@ -173,11 +195,3 @@ def in_order(acts: Float[Tensor, "tokens d_in"]) -> Splice:
         return acts[done - rows * seq : done].view(rows, seq, d_in)
 
     return splice
-
-
-@lru_cache(maxsize=8)
-def _permutation(size: int, seed: int, purpose: int, index: int) -> Int[Tensor, " size"]:
-    """A permutation that its four numbers define."""
-    state = np.random.SeedSequence([seed, purpose, index]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    return torch.randperm(size, generator=generator)

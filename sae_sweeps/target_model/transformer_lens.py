@@ -1,41 +1,38 @@
 """Any language model that TransformerLens knows, by hub name or folder, at any of its hooks."""
 
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, final
+import copy
+from collections.abc import Sequence
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps import embedded, interrupt
+from sae_sweeps import interrupt
 from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.run import ConfigError, did_you_mean, one_line
+from sae_sweeps.run import ConfigError
+from sae_sweeps.target_model.loading import Loader, dtype_for
+from sae_sweeps.target_model.passes import Visit
 
 MIN_CONTEXT = 3
 """BOS, a token to splice at, and one to predict from it"""
 KEPT_BYTES = 2**29
 """Clean log probabilities of held-out tokens that are kept, since every run asks for them"""
 
-Change = Callable[[Tensor], Tensor]
-
 
 @final
 class TransformerLens(TargetModel):
     """Activations at `hook` of `model`, BOS dropped; nothing above the hook is computed.
 
-    One permanent hook does with the activation what the present forward pass is for: it keeps it
-    and ends the pass there, whatever the hook's name, or replaces it. Threads take turns, since
-    the model keeps some state of a pass in its modules.
+    Hugging Face's own modules are run wherever the hook is what one of them takes or gives: with
+    attention that need not be eager, and from several threads at once. Heads are then side by
+    side: `blocks.0.attn.hook_z` has width n_heads * d_head. TransformerLens' bridge is run for
+    all other hooks, and in its `compatibility_mode`, which changes the residual stream.
 
     Raises:
         ConfigError: the model cannot be loaded or does not fit the tokens, or has no such hook of
             shape [rows, seq, d_in].
     """
-
-    has_loss = True
 
     def __init__(
         self,
@@ -44,36 +41,72 @@ class TransformerLens(TargetModel):
         *,
         model: str,
         hook: str,
-        dtype: Literal["float32", "bfloat16"],
+        revision: str | None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"],
+        compatibility_mode: bool,
         rows_per_forward: int,
     ) -> None:
-        self.device, self.rows_per_forward = device, rows_per_forward
-        self.bridge = _boot(model, device, getattr(torch, dtype))
-        self._turn = threading.Lock()
-        self._change: Change | None = None
-        self._clean: dict[tuple[int, ...], Tensor] = {}
-        _attach(self.bridge, hook, self._on_hook)
+        self.device, self.rows_at_once = device, rows_per_forward
+        self.rows_per_forward = rows_per_forward
+        loader = Loader(model, revision, device, dtype_for(dtype, device))
+        self.has_loss = loader.is_causal
+        self.passes = loader.passes(hook, compatibility_mode)
+        self.hook = hook
+        self.d_in = self._width(hook)
+        tokenizer = loader.tokenizer()
         splits: tuple[Split, Split] = ("train", "held_out")
-        self.tokens = {split: data.rows(split, self.bridge.tokenizer) for split in splits}
+        self.tokens = {split: data.rows(split, tokenizer) for split in splits}
         for tokens in self.tokens.values():
-            _check_fit(tokens, self.bridge.cfg)
+            _check_fit(tokens, loader.config.get_text_config())
         self.tokens_per_row = self.tokens["train"].shape[1] - 1
-        first = self.tokens["train"][torch.tensor([0])].to(device)
-        self.d_in = _width(hook, self._forward_to_hook(first))
+        self._clean: dict[tuple[int, ...], Tensor] = {}
         self.description = {
             "model_name": model,
+            "revision": revision,
             "hook_name": hook,
+            "dtype": str(loader.dtype).removeprefix("torch."),
             "context_size": self.tokens_per_row + 1,
             "prepend_bos": True,
         }
 
+    def _width(self, hook: str) -> int:
+        """The activation's width; raises ConfigError for another shape than a residual stream's."""
+        some = torch.zeros(1, MIN_CONTEXT, dtype=torch.int64, device=self.device)
+        acts = self.passes.activations(some, [hook]).get(hook)
+        if acts is None:
+            raise ConfigError(f"target_model.hook is {hook!r}: the model's forward pass skips it.")
+        if acts.ndim != 3 or acts.shape[:2] != some.shape:
+            shape = tuple(acts.shape)
+            raise ConfigError(
+                f"target_model.hook is {hook!r}: its shape {shape} is not [rows, seq, d_in], "
+                f"which here begins with {tuple(some.shape)}."
+            )
+        return acts.shape[-1]
+
+    def beside(self, hook: str) -> "TransformerLens | None":
+        if not self.passes.attach(hook):
+            return None
+        other = copy.copy(self)
+        other.hook = hook
+        other.d_in = self._width(hook)
+        other.description = self.description | {"hook_name": hook}
+        return other
+
     def row_count(self, split: Split) -> int:
         return self.tokens[split].shape[0]
 
-    @torch.inference_mode()
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
-        parts = [self._forward_to_hook(part) for part in self._parts(split, rows)]
-        return torch.cat([acts[:, 1:] for acts in parts if acts is not None]).flatten(0, 1).float()
+        return self.activations_at([self.hook], split, rows)[0]
+
+    def activations_at(
+        self, hooks: Sequence[str], split: Split, rows: Int[Tensor, " rows"]
+    ) -> list[Float[Tensor, "tokens d_in"]]:
+        parts: list[list[Tensor]] = []
+        for tokens in self.tokens[split][rows].split(self.rows_per_forward):
+            interrupt.check()
+            seen = self.passes.activations(tokens.to(self.device), hooks)
+            parts.append([seen[hook][:, 1:].flatten(0, 1).float() for hook in hooks])
+        return [torch.cat(acts) for acts in zip(*parts, strict=True)]
 
     def spliced_losses(
         self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
@@ -82,36 +115,6 @@ class TransformerLens(TargetModel):
         parts = [self._losses(split, part, splice) for part in rows.split(self.rows_per_forward)]
         return SplicedLosses(*(torch.cat(losses) for losses in zip(*parts, strict=True)))
 
-    def _parts(self, split: Split, rows: Int[Tensor, " rows"]) -> list[Tensor]:
-        tokens = self.tokens[split][rows]
-        return [part.to(self.device) for part in tokens.split(self.rows_per_forward)]
-
-    def _on_hook(self, acts: Tensor, hook: Any) -> Tensor:
-        return acts if self._change is None else self._change(acts)
-
-    @contextmanager
-    def _changing(self, change: Change | None) -> Generator[None]:
-        with self._turn:
-            self._change = change
-            try:
-                yield
-            finally:
-                self._change = None
-
-    def _forward_to_hook(self, tokens: Int[Tensor, "rows seq"]) -> Tensor | None:
-        """The hooked activation; None where the forward pass does not come by."""
-
-        def keep(acts: Tensor) -> Tensor:
-            raise _Reached(acts)
-
-        interrupt.check()
-        try:
-            with self._changing(keep), torch.inference_mode():
-                self.bridge(tokens, return_type=None)
-        except _Reached as reached:
-            return reached.acts
-        return None
-
     def _losses(
         self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
     ) -> tuple[Tensor, Tensor]:
@@ -119,7 +122,9 @@ class TransformerLens(TargetModel):
 
         Row by row the vocabulary's figures fit a cache: five times as fast as all at once."""
 
-        def replace(acts: Tensor) -> Tensor:
+        def replace(hook: str, acts: Tensor) -> Tensor:
+            if hook != self.hook:
+                return acts
             spliced = splice(acts[:, 1:].float()).to(acts.dtype)
             return torch.cat([acts[:, :1], spliced], dim=1)
 
@@ -143,73 +148,26 @@ class TransformerLens(TargetModel):
         if split == "held_out" and key in self._clean:
             return self._clean[key]
         found = self._logits(self.tokens[split][rows].to(self.device), None).float().log_softmax(-1)
-        kept = sum(clean.nbytes for clean in self._clean.values())
+        kept = sum(clean.nbytes for clean in list(self._clean.values()))
         if split == "held_out" and kept + found.nbytes <= KEPT_BYTES:
             self._clean[key] = found
         return found
 
     def _logits(
-        self, tokens: Int[Tensor, "rows seq"], change: Change | None
+        self, tokens: Int[Tensor, "rows seq"], visit: Visit | None
     ) -> Float[Tensor, "rows targets vocabulary"]:
         """Logits of what can be lost by a splice: BOS and the last position are left out."""
-        with self._changing(change):
-            return self.bridge(tokens, return_type="logits")[:, 1:-1]
+        return self.passes.logits(tokens, visit)[:, 1:-1]
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the hook, with what was there."""
-
-    def __init__(self, acts: Tensor) -> None:
-        super().__init__()
-        self.acts = acts
-
-
-def _boot(model: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The frozen model; imported here, since that takes three seconds."""
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    folder = Path(model).expanduser()
-    place = embedded.MODEL if model == "embedded" else folder if folder.is_dir() else model
-    try:
-        bridge: Any = TransformerBridge.boot_transformers(
-            str(place), device=str(device), dtype=dtype
-        )
-    except Exception as error:  # whatever a damaged or foreign folder makes the loaders raise
-        reason = one_line(error)[:200]
-        text = f"target_model.model is {model!r}: it does not load ({reason})"
-        raise ConfigError(text) from error
-    return bridge.eval().requires_grad_(False)
-
-
-def _attach(bridge: Any, hook: str, change: Callable[[Tensor, Any], Tensor]) -> None:
-    known = [name for name in bridge.hook_dict if name != hook]
-    try:
-        bridge.add_hook(hook, change, is_permanent=True)
-    except (KeyError, ValueError, AttributeError, RuntimeError) as error:
-        text = f"target_model.hook is {hook!r}: the model has none such.{did_you_mean(hook, known)}"
-        raise ConfigError(text) from error
-
-
-def _check_fit(tokens: Rows, cfg: Any) -> None:
+def _check_fit(tokens: Rows, config: object) -> None:
     """Refuse rows that are longer than the model's context or name tokens that it has not."""
     rows, seq = tokens.shape
     if rows == 0 or seq < MIN_CONTEXT:
         raise ConfigError(f"data: {rows} rows of {seq} tokens; rows need {MIN_CONTEXT} at least.")
-    if cfg.n_ctx and seq > cfg.n_ctx:
-        raise ConfigError(f"data: rows of {seq} tokens, but the model reads at most {cfg.n_ctx}.")
-    largest = int(tokens.ids.max())
-    if cfg.d_vocab and largest >= cfg.d_vocab:
-        raise ConfigError(f"data: token {largest}, but the model knows {cfg.d_vocab} tokens.")
-
-
-def _width(hook: str, acts: Tensor | None) -> int:
-    if acts is None:
-        raise ConfigError(f"target_model.hook is {hook!r}: the model's forward pass skips it.")
-    if acts.ndim != 3:
-        shape = tuple(acts.shape)
-        raise ConfigError(
-            f"target_model.hook is {hook!r}: its shape {shape} is not [rows, seq, d_in]."
-        )
-    return acts.shape[-1]
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and seq > longest:
+        raise ConfigError(f"data: rows of {seq} tokens, but the model reads at most {longest}.")
+    largest, known = int(tokens.ids.max()), getattr(config, "vocab_size", None)
+    if known and largest >= known:
+        raise ConfigError(f"data: token {largest}, but the model knows {known} tokens.")

@@ -1,20 +1,17 @@
-"""The pack: runs that share a stream, trained from one pass over its activations."""
+"""The pack: runs trained from one pass over a target model, whose hooks may differ."""
 
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sae_sweeps import interrupt, options
-from sae_sweeps.build import build
-from sae_sweeps.interfaces import TargetModel
+from sae_sweeps import interrupt
 from sae_sweeps.run import Run
+from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training.member import Display, Member
@@ -27,7 +24,7 @@ def train_pack(
     on_ready: Callable[[], None] = lambda: None,
     isolate: bool = False,
 ) -> list[dict[str, Any] | Exception]:
-    """Train `runs`, which share a stream; the content of `result.json`, or the exception, of each.
+    """Train `runs`, which share a pass; the content of `result.json`, or the exception, of each.
 
     `on_ready` is called once everything is built and before anything is written. On a CPU, runs
     train side by side, `threads` cores each; every run's own operations are the same whatever its
@@ -42,22 +39,22 @@ def train_pack(
     device = pick_device(config["device"])
     torch.set_num_threads(config["threads"])
     display.stage("loading the target model")
-    stream = open_stream(config, device)
-    built = [_build(index, run, stream, display, isolate) for index, run in enumerate(runs)]
+    pool_size = workers(device, config["threads"])
+    harvest = open_harvest(runs, device, pool_size)
+    built = [_build(index, run, harvest, display, isolate) for index, run in enumerate(runs)]
     members = [member for member in built if isinstance(member, Member)]
     on_ready()
     display.started(sum(member.total_tokens for member in members), [run.label for run in runs])
     for index, member in enumerate(built):
         if isinstance(member, Exception):
             display.finished(index, "failed")
-    pool_size = workers(device, config["threads"])
-    _open_and_train(members, stream, tracking, pool_size)
+    _open_and_train(members, harvest, tracking, pool_size)
     outcomes = [member.outcome if isinstance(member, Member) else member for member in built]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _open_and_train(
-    members: list[Member], stream: Stream, tracking: Tracking, pool_size: int
+    members: list[Member], harvest: Harvest, tracking: Tracking, pool_size: int
 ) -> None:
     """Train the members; on a signal they all save, and Interrupted is raised."""
     with interrupt.deferred(), ExitStack() as opened:
@@ -67,7 +64,7 @@ def _open_and_train(
                 opened.callback(member.close_files)
         try:
             with ThreadPoolExecutor(pool_size) as pool:
-                _train(_unfinished(members), stream, pool)
+                _train(_unfinished(members), harvest, pool)
         except interrupt.Interrupted:
             # The pool is closed, so every member stands between two steps.
             with ThreadPoolExecutor() as pool:
@@ -76,60 +73,85 @@ def _open_and_train(
 
 
 def _build(
-    index: int, run: Run, stream: Stream, display: Display, isolate: bool
+    index: int, run: Run, harvest: Harvest, display: Display, isolate: bool
 ) -> Member | Exception:
     try:
-        return Member(index, run, stream, display)
+        return Member(index, run, harvest.stream(run.config), display)
     except Exception as error:
         if not isolate:
             raise
         return error
 
 
-def open_stream(config: dict[str, Any], device: torch.device) -> Stream:
-    """The stream that a run's config describes."""
-    target: TargetModel = build(config["target_model"], build(config["data"]), device)
-    return Stream(target, options.Stream(**config["stream"]))
+def open_harvest(runs: list[Run], device: torch.device, pool_size: int) -> Harvest:
+    """The streams of runs that share a pass."""
+    with ThreadPoolExecutor(pool_size) as pool:
+        return Harvest([run.config for run in runs], device, pool)
 
 
-def _train(members: list[Member], stream: Stream, pool: ThreadPoolExecutor) -> None:
-    """Chunk after chunk through all members; the next chunk is computed meanwhile."""
+def _train(members: list[Member], harvest: Harvest, pool: ThreadPoolExecutor) -> None:
+    """Chunk after chunk through all members; one chunk ahead is computed meanwhile."""
     list(pool.map(Member.finish_if_trained, members))
     active = _unfinished(members)
     if not active:
         return
     # Those that resume further on pass over what they have.
-    first = min(member.trainer.tokens for member in active) // stream.chunk_tokens
-    upcoming = pool.submit(stream.chunk, first)
+    first = min(member.trainer.tokens for member in active) // active[0].stream.chunk_tokens
+    upcoming = harvest.begin(first, _streams(active, first), pool)
     for index in count(first):
-        try:
-            chunk = upcoming.result()
-            upcoming = _ahead(active, stream, pool, index + 1) or upcoming
-        except Exception as error:
-            for member in active:
-                member.fail(error)
-            return
-        start = index * stream.chunk_tokens
-        list(pool.map(partial(Member.advance, chunk=chunk, start=start), active))
+        training = _advance(active, upcoming, pool)
+        # Behind the members in the pool's queue, so that no worker is idle before all is done.
+        upcoming = _ahead(active, harvest, pool, index + 1) or upcoming
+        for future in training:
+            future.result()
         active = _unfinished(active)
         if not active:
             upcoming.cancel()
             return
 
 
+def _advance(active: list[Member], chunks: Chunks, pool: ThreadPoolExecutor) -> list[Future[None]]:
+    """Set members to train on their streams' chunks, as soon as these are there."""
+    try:
+        chunks.wait()
+    except Exception as error:
+        for member in active:
+            member.fail(error)
+        return []
+    training: list[Future[None]] = []
+    for stream in _streams(active, chunks.index):
+        own = [member for member in active if member.stream is stream]
+        try:
+            chunk = chunks.take(stream)
+        except Exception as error:
+            for member in own:
+                member.fail(error)
+        else:
+            start = chunks.index * stream.chunk_tokens
+            training += [pool.submit(member.advance, chunk, start) for member in own]
+    return training
+
+
 def _unfinished(members: list[Member]) -> list[Member]:
     return [member for member in members if member.outcome is None]
 
 
+def _streams(active: list[Member], index: int) -> list[Stream]:
+    """The streams whose chunk `index` someone needs, in the order of their members."""
+    needy = [m for m in active if index * m.stream.chunk_tokens < m.total_tokens]
+    return list(dict.fromkeys(member.stream for member in needy))
+
+
 def _ahead(
-    active: list[Member], stream: Stream, pool: ThreadPoolExecutor, index: int
-) -> Future[Tensor] | None:
+    active: list[Member], harvest: Harvest, pool: ThreadPoolExecutor, index: int
+) -> Chunks | None:
     """Begin with chunk `index`, if anyone will need it, else with what evaluation needs."""
-    if any(index * stream.chunk_tokens < member.total_tokens for member in active):
-        return pool.submit(stream.chunk, index)
-    if stream.target.has_loss:
+    streams = _streams(_unfinished(active), index)
+    if streams:
+        return harvest.begin(index, streams, pool)
+    for stream in {member.stream for member in active if member.stream.target.has_loss}:
         # Before the members ask for it, all at once.
-        for tokens in {member.evaluation.ce_tokens for member in active} - {0}:
+        for tokens in {m.evaluation.ce_tokens for m in active if m.stream is stream} - {0}:
             stream.reference_ce(tokens)
     return None
 

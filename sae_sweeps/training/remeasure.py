@@ -11,12 +11,13 @@ from sae_sweeps import options
 from sae_sweeps.files import write_json
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.run import Run
+from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.member import Display, new_sae
-from sae_sweeps.training.pack import open_stream, pick_device
+from sae_sweeps.training.pack import open_harvest, pick_device, workers
 
 
 def remeasure_pack(
@@ -25,22 +26,22 @@ def remeasure_pack(
     display: Display,
     on_ready: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any] | Exception]:
-    """Measure `runs`, which share a stream; the new content of `result.json`, or the exception.
+    """Measure `runs`, which share a pass; the new content of `result.json`, or the exception.
 
     Nothing is trained. A run that cannot be measured keeps the result it has.
     """
     config = runs[0].config
     display.stage("measuring finished runs anew")
     torch.set_num_threads(config["threads"])
-    stream = open_stream(config, pick_device(config["device"]))
-    for run in runs:
-        stream.held_out(run.config["evaluation"]["tokens"])
+    device = pick_device(config["device"])
+    harvest = open_harvest(runs, device, workers(device, config["threads"]))
     on_ready()
-    return [_remeasured(run, stream, tracking) for run in runs]
+    return [_remeasured(run, harvest, tracking) for run in runs]
 
 
-def _remeasured(run: Run, stream: Stream, tracking: Tracking) -> dict[str, Any] | Exception:
+def _remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> dict[str, Any] | Exception:
     try:
+        stream = harvest.stream(run.config)
         given = options.Evaluation(**run.config["evaluation"])
         sae = load_sae(run, stream)
         figures = as_result(evaluate(sae, stream, given), given, stream.target.has_loss)

@@ -1,0 +1,156 @@
+"""The harvest: streams at several hooks of one model, whose activations come from one pass."""
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_sweeps import options
+from sae_sweeps.build import build
+from sae_sweeps.interfaces import Split, TargetModel
+from sae_sweeps.run import ConfigError, stream_identity
+from sae_sweeps.stream.live import Stream, require_held_out
+from sae_sweeps.stream.order import Order
+
+
+class Harvest:
+    """The streams of runs whose configs, of what rules activations, differ in the hook only.
+
+    A chunk's token rows are divided into parts, each a task of a pool: as many forward passes as
+    it has threads run side by side, and each is the same whatever runs beside it.
+
+    Raises:
+        ConfigError: what only the model or the data could tell.
+    """
+
+    def __init__(
+        self, configs: Sequence[Mapping[str, Any]], device: torch.device, pool: Executor
+    ) -> None:
+        distinct = {stream_identity(config): config for config in configs}
+        targets, self.groups = _opened(distinct, device)
+        given = options.Stream(**configs[0]["stream"])
+        evaluated = configs[0]["evaluation"]["tokens"]
+        self.order = Order(next(iter(targets.values())), given.seed)
+        require_held_out(self.order, evaluated)
+        everyone = targets.values()
+        sample = self._read(everyone, "train", (0, given.calibration_tokens), pool).result()
+        held_out = self._read(everyone, "held_out", (0, evaluated), pool).result()
+        self._streams: dict[str, Stream | ConfigError] = {}
+        for key, target in targets.items():
+            try:
+                stream = self._streams[key] = Stream(target, given, sample.pop(target))
+                stream.keep_held_out(held_out.pop(target))
+            except ConfigError as error:  # the others' activations may be in order
+                self._streams[key] = error
+
+    def stream(self, config: Mapping[str, Any]) -> Stream:
+        """The stream that a run's config describes.
+
+        Raises:
+            ConfigError: nothing can be trained on its activations.
+        """
+        found = self._streams[stream_identity(config)]
+        if isinstance(found, ConfigError):
+            raise found
+        return found
+
+    def begin(self, index: int, streams: Collection[Stream], pool: Executor) -> "Chunks":
+        """Start to compute chunk `index`, the same tokens for all of `streams`."""
+        span = next(iter(streams)).span(index)
+        reading = self._read([stream.target for stream in streams], "train", span, pool)
+        return Chunks(index, reading)
+
+    def _read(
+        self,
+        targets: Collection[TargetModel],
+        split: Split,
+        span: tuple[int, int],
+        pool: Executor,
+    ) -> "Reading":
+        rows = self.order.rows_with(split, *span)
+        parts: list[tuple[list[TargetModel], list[Future[list[Tensor]]]]] = []
+        for group in self.groups:
+            wanted = [target for target in group if target in targets]
+            if wanted:
+                read = partial(_activations, wanted, split)
+                some = rows.split(group[0].rows_at_once or len(rows))
+                parts.append((wanted, [pool.submit(read, part) for part in some]))
+        return Reading(self.order, span, parts)
+
+
+def _opened(
+    configs: Mapping[str, Mapping[str, Any]], device: torch.device
+) -> tuple[dict[str, TargetModel], list[list[TargetModel]]]:
+    """A target model for each config, and lists of those that share their passes."""
+    targets: dict[str, TargetModel] = {}
+    groups: list[list[TargetModel]] = []
+    for key, config in configs.items():
+        node = config["target_model"]
+        for group in groups:
+            beside = group[0].beside(node["hook"])
+            if beside is not None:
+                targets[key] = beside
+                group.append(beside)
+                break
+        else:
+            targets[key] = build(node, build(config["data"]), device)
+            groups.append([targets[key]])
+    return targets, groups
+
+
+def _activations(
+    targets: Sequence[TargetModel], split: Split, rows: Int[Tensor, " rows"]
+) -> list[Float[Tensor, "tokens d_in"]]:
+    """Activations of targets that share their passes."""
+    if len(targets) == 1:
+        return [targets[0].activations(split, rows)]
+    return targets[0].activations_at([target.hook for target in targets], split, rows)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Unscaled activations of a span of tokens, on their way."""
+
+    order: Order
+    span: tuple[int, int]
+    parts: list[tuple[list[TargetModel], list[Future[list[Tensor]]]]]
+    """targets that share their passes, and what comes of each part of the rows"""
+
+    def result(self) -> dict[TargetModel, Tensor]:
+        """Wait; activations [tokens, d_in] by target model."""
+        found: dict[TargetModel, Tensor] = {}
+        for targets, futures in self.parts:
+            parts = [future.result() for future in futures]
+            for target, acts in zip(targets, zip(*parts, strict=True), strict=True):
+                found[target] = self.order.cut(torch.cat(acts), *self.span)
+        return found
+
+
+class Chunks:
+    """A chunk of each of several streams, on its way."""
+
+    def __init__(self, index: int, reading: Reading) -> None:
+        self.index, self.reading = index, reading
+
+    def wait(self) -> None:
+        """Wait until all is computed; raises what a pass raised."""
+        self._acts = self.reading.result()
+
+    def take(self, stream: Stream) -> Tensor:
+        """The chunk [chunk, d_in] of a stream, scaled and shuffled; it can be had once.
+
+        Raises:
+            FloatingPointError: its activations are not finite.
+        """
+        return stream.shuffled(self._acts.pop(stream.target), self.index)
+
+    def cancel(self) -> None:
+        """Leave out what has not begun."""
+        for _, futures in self.reading.parts:
+            for future in futures:
+                future.cancel()
