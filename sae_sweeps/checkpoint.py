@@ -94,7 +94,7 @@ def _read(path: Path, identity: str) -> Checkpoint:
     if header["version"] != VERSION:
         raise ValueError(f"it has version {header['version']}, expected {VERSION}")
     if header["identity"] != identity:
-        raise ValueError("it is another run's")
+        raise ValueError("it is another run's, or of other data")
     if header["crc32"] != _crc32(tensors):
         raise ValueError("its content is damaged")
     return Checkpoint(identity, header["tokens"], tensors, header["state"])

@@ -310,10 +310,13 @@ Split = Literal["train", "held_out"]
 
 
 class Rows:
-    """Token rows, as small integers in memory or on disk; those asked for become a tensor."""
+    """Token rows, as small integers in memory or on disk; those asked for become a tensor.
 
-    def __init__(self, ids: UInt[np.ndarray, "rows seq"]) -> None:
-        self.ids = ids
+    `sha256` tells rows of files that may change from what they were.
+    """
+
+    def __init__(self, ids: UInt[np.ndarray, "rows seq"], sha256: str | None = None) -> None:
+        self.ids, self.sha256 = ids, sha256
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from sae_sweeps.commands import VERBS as VERBS_THERE_ARE
+from sae_sweeps.embedded import MODEL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,6 +51,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "my_text").mkdir()
     for source in sorted((ROOT / "tests").glob("*.py")):
         (tmp_path / "my_text" / f"{source.stem}.txt").write_text(source.read_text())
+    shutil.copytree(MODEL, tmp_path / "my_model")
     rng = np.random.default_rng(0)
     np.save(tmp_path / "activations.npy", rng.normal(size=(20_000, 16)).astype(np.float32))
     return tmp_path
@@ -85,7 +88,7 @@ def test_commands_were_found() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in TRAINING if "pythia" not in line])
+@pytest.mark.parametrize("line", [line for line in TRAINING if "gpt2" not in line])
 def test_training_command(line: str, place: Path) -> None:
     words = shlex.split(line)[1:]
     if words == ["--help"]:
@@ -100,11 +103,11 @@ def test_training_command(line: str, place: Path) -> None:
 
 
 def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> None:
-    [line] = [line for line in TRAINING if "pythia" in line]
+    [line] = [line for line in TRAINING if "gpt2" in line]
     done = run(place, small(shlex.split(line)[1:]))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "target_model.model is 'EleutherAI/pythia-70m'" in done.stderr
+    assert "target_model.model is 'openai-community/gpt2'" in done.stderr
     assert not (place / "outputs").exists()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_sweeps import checkpoint
 from sae_sweeps.checkpoint import Checkpoint, latest, save
-from sae_sweeps.run import Run
+from sae_sweeps.run import Run, digest, identity
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
 
@@ -209,3 +209,52 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monke
     assert saved == []  # five minutes do not go by
     train(small_run(tmp_path / "b", *PACK["topk"], OFTEN))
     assert saved == list(range(512, 4097, 512))
+
+
+def test_text_that_changed_is_trained_on_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files' names are the same run, but never half of one text and half of another."""
+    monkeypatch.setenv("SAE_SWEEPS_CACHE", str(tmp_path / "cache"))
+    text, other = tmp_path / "text", tmp_path / "other"
+    for folder, names in ((text, "ab"), (other, "cd")):
+        folder.mkdir()
+        for index in range(60):
+            words = (f"{names[index % 2]}{index} {number}" for number in range(400))
+            (folder / f"{index}.txt").write_text(" ".join(words))
+    data = ["data=text", f"data.path={text}", "data.held_out_share=0.3", "method=topk"]
+    run, again = (small_run(tmp_path / name, *data, OFTEN) for name in ("run", "again"))
+    for one in (run, again):
+        with pytest.raises(Interrupted):
+            train_pack([one], Off(), Interrupting(0, 3))
+    assert isinstance(train(again)[0], dict)
+    assert "resumed at 1024 tokens" in (again.folder / "run.log").read_text()
+    for path in other.iterdir():
+        (text / path.name).write_text(path.read_text())
+    assert isinstance(train(run)[0], dict)
+    log = (run.folder / "run.log").read_text()
+    assert "passed over" in log and "of other data" in log and "resumed" not in log
+    fresh = small_run(tmp_path / "fresh", *data)
+    assert isinstance(train(fresh)[0], dict)
+    weights = [load_file(r.folder / "checkpoint" / "weights.safetensors") for r in (run, fresh)]
+    assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+    assert weights[0]["W_enc"].ne(left_behind(again)[0]["W_enc"]).any()
+
+
+def test_a_resumed_run_says_that_it_computes_otherwise(tmp_path: Path) -> None:
+    run = small_run(tmp_path, *PACK["topk"], OFTEN)
+    with pytest.raises(Interrupted):
+        train_pack([run], Off(), Interrupting(0, 3))
+    saved = checkpoint.latest(run.folder / "checkpoint", identity_of(run))
+    assert saved is not None
+    saved.state["computed"] = ["cuda", "bfloat16"]
+    save(run.folder / "checkpoint", saved)
+    assert isinstance(train(run)[0], dict)
+    assert (
+        "were ['cuda', 'bfloat16'], are ['cpu', 'float32']" in (run.folder / "run.log").read_text()
+    )
+
+
+def identity_of(run: Run) -> str:
+    """What a checkpoint of a run on the embedded text bears."""
+    return digest([identity(run.config), None])

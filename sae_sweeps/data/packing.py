@@ -143,13 +143,16 @@ def packed_rows(
     rules: dict[str, Any] = {"format": token_cache.FORMAT, "source": source}
     rules |= {"packing": asdict(packing), "tokenizer": tokenizer_hash(tokenizer)}
     folder = token_cache.root() / digest(rules)[:32]
-    if token_cache.whole(folder) is None:
+    manifest = token_cache.whole(folder)
+    if manifest is None:
         with token_cache.held(folder), token_cache.writing():
-            if token_cache.whole(folder) is None:  # nobody packed them meanwhile
+            manifest = token_cache.whole(folder)  # somebody may have packed them meanwhile
+            if manifest is None:
                 build = _Build(folder, tokenizer, packing, bos)
                 with closing(build):
-                    build.run(documents(), rules)
-    return Rows(np.load(folder / f"{split}.npy", mmap_mode="r"))
+                    manifest = build.run(documents(), rules)
+    sha256 = manifest["splits"][split]["sha256"]
+    return Rows(np.load(folder / f"{split}.npy", mmap_mode="r"), sha256)
 
 
 class _Build:
@@ -185,8 +188,8 @@ class _Build:
         for matrix in self.matrices.values():
             matrix.file.close()
 
-    def run(self, documents: Iterable[str], rules: dict[str, Any]) -> None:
-        """Pack the documents that are not packed yet; the manifest holds the `rules`."""
+    def run(self, documents: Iterable[str], rules: dict[str, Any]) -> dict[str, Any]:
+        """Pack the documents that are not packed yet; the manifest, which holds the `rules`."""
         log.info("data: packs tokens from document %d on into %s", self.documents, self.folder)
         for batch in _batches(islice(documents, self.documents, None)):
             interrupt.check()
@@ -200,8 +203,10 @@ class _Build:
         self._suffices()
         splits = {split: matrix.finish() for split, matrix in self.matrices.items()}
         counts = {"documents": self.documents, "with_text": self.texts}
-        token_cache.commit(self.folder, rules | counts | {"splits": splits})
+        manifest = rules | counts | {"splits": splits}
+        token_cache.commit(self.folder, manifest)
         log.info("data: packed %s; done", self._figures())
+        return manifest
 
     def _add(self, batch: list[str]) -> None:
         self.documents += len(batch)

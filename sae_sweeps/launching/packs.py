@@ -3,25 +3,42 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sae_sweeps import files, manifest
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.run import ConfigError, Run, stream_identity
 from sae_sweeps.sweep import Plan
 
 VERSION = 1
 
 
-def divided(streams: Sequence[list[Run]], at_most: int) -> list[list[Run]]:
-    """Divide the runs of each stream into packs of at most so many, which take about as long."""
+def divided(passes: Sequence[list[Run]], at_most: int) -> list[list[Run]]:
+    """Divide the runs of each pass over a target model into packs of at most so many runs."""
     packs: list[list[Run]] = []
-    for runs in streams:
-        own: list[list[Run]] = [[] for _ in range(-(-len(runs) // at_most))]
-        # The dearest first, each to the pack that has least to do so far.
-        for run in sorted(runs, key=_cost, reverse=True):
-            room = [pack for pack in own if len(pack) < at_most]
-            min(room, key=lambda pack: sum(map(_cost, pack))).append(run)
-        packs += own
+    for runs in passes:
+        count = -(-len(runs) // at_most)
+        streams = dict.fromkeys(stream_identity(run.config) for run in runs)
+        if len(streams) > 1:
+            packs += _near(runs, list(streams), count)
+        else:
+            packs += _even(runs, count, at_most)
+    return packs
+
+
+def _near(runs: list[Run], streams: list[str], count: int) -> list[list[Run]]:
+    """Packs of about as many runs, with few hooks each: a pass goes no deeper than it must."""
+    near = sorted(runs, key=lambda run: streams.index(stream_identity(run.config)))
+    cuts = [len(near) * i // count for i in range(count + 1)]
+    return [near[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _even(runs: list[Run], count: int, at_most: int) -> list[list[Run]]:
+    """Packs that take about as long: the dearest first, each to the one with least to do so far."""
+    packs: list[list[Run]] = [[] for _ in range(count)]
+    for run in sorted(runs, key=_cost, reverse=True):
+        room = [pack for pack in packs if len(pack) < at_most]
+        min(room, key=lambda pack: sum(map(_cost, pack))).append(run)
     return packs
 
 

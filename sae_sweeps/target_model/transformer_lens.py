@@ -62,16 +62,17 @@ class TransformerLens(TargetModel):
         self._clean: dict[tuple[int, ...], Tensor] = {}
         self.description = {
             "model_name": model,
-            "revision": revision,
+            "model_revision": revision,
+            "model_dtype": str(loader.dtype).removeprefix("torch."),
             "hook_name": hook,
-            "dtype": str(loader.dtype).removeprefix("torch."),
+            "tokens_sha256": self.tokens["train"].sha256,
             "context_size": self.tokens_per_row + 1,
             "prepend_bos": True,
         }
 
     def _width(self, hook: str) -> int:
         """The activation's width; raises ConfigError for another shape than a residual stream's."""
-        some = torch.zeros(1, MIN_CONTEXT, dtype=torch.int64, device=self.device)
+        some = torch.zeros(2, MIN_CONTEXT, dtype=torch.int64, device=self.device)
         acts = self.passes.activations(some, [hook]).get(hook)
         if acts is None:
             raise ConfigError(f"target_model.hook is {hook!r}: the model's forward pass skips it.")

@@ -3,12 +3,11 @@
 import copy
 import json
 import logging
-import math
 import shutil
 import signal
 import time
 from contextlib import suppress
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,10 +18,11 @@ from sae_sweeps import checkpoint, interrupt, options
 from sae_sweeps.build import build
 from sae_sweeps.files import LogFile, write_json, write_text
 from sae_sweeps.interfaces import Architecture
-from sae_sweeps.run import ConfigError, Run, identity, one_line
+from sae_sweeps.run import ConfigError, Run, digest, identity, one_line
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results, snapshot
+from sae_sweeps.training.display import Display
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.trainer import Trainer
@@ -35,30 +35,10 @@ LOOK_EVERY_S = 0.5
 """How often a waiting run looks whether a signal came."""
 
 
-@runtime_checkable
-class Display(Protocol):
-    """Where a pack shows how far it is, from several threads; runs are named by index."""
-
-    def started(self, total_tokens: int, labels: list[str]) -> None: ...
-    def advance(self, run: int, tokens: int) -> None: ...
-    def resumed(self, run: int, tokens: int) -> None: ...
-    def metrics(self, run: int, figures: dict[str, float]) -> None: ...
-    def finished(self, run: int, status: str) -> None: ...
-    def stage(self, text: str) -> None: ...
-
-
 def new_sae(config: dict[str, Any], d_in: int) -> Architecture:
     """The SAE that a run's config describes, weights yet to be drawn."""
     allocator = build(config["allocator"], config["d_sae"])
     return build(config["architecture"], d_in, config["d_sae"], allocator)
-
-
-def _tokens(line: str) -> float:
-    """The tokens of a row of `metrics.jsonl`; infinite for one that a crash tore."""
-    try:
-        return float(json.loads(line)["tokens"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 class Member:
@@ -124,8 +104,8 @@ class Member:
         folder = self.run.folder
         (folder / "failed.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "sae", ignore_errors=True)
-        key, complaints = identity(self.run.config), list[str]()
-        saved = checkpoint.latest(folder / "checkpoint", key, complaints.append)
+        complaints = list[str]()
+        saved = checkpoint.latest(folder / "checkpoint", self._identity(), complaints.append)
         self.handler = LogFile(folder / "run.log", mode="a" if saved else "w")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log.addHandler(self.handler)
@@ -144,18 +124,29 @@ class Member:
         self.rows: IO[str] = (folder / "metrics.jsonl").open("a", buffering=1)
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
 
+    def _identity(self) -> str:
+        """The run's identity, and the text's, whose files may have changed under their name."""
+        return digest(
+            [identity(self.run.config), self.stream.target.description.get("tokens_sha256")]
+        )
+
+    def _computed(self) -> list[str]:
+        """What else than options rules a run's numbers."""
+        target = self.stream.target
+        return [target.device.type, str(target.description.get("model_dtype"))]
+
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take the state over, and cut the rows that came after it."""
         snapshot.restore(self.trainer, self.fine_tuner, saved.tensors, saved.state)
         self.started -= saved.state["seconds"]
         self.row_tokens = self.saved_tokens = self.trainer.tokens
         self.last_row = saved.state["last_row"]
-        path = self.run.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _tokens(line) <= saved.tokens]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        results.cut_rows(self.run.folder / "metrics.jsonl", saved.tokens)
         self.display.resumed(self.index, saved.tokens)
         self.log.info("resumed at %d tokens", saved.tokens)
+        if (before := saved.state["computed"]) != self._computed():
+            text = "device and model's dtype were %s, are %s: weights are not what they would be"
+            self.log.warning(text, before, self._computed())
 
     def advance(self, chunk: Float[Tensor, "chunk d_in"], start: int) -> None:
         """Train on one chunk, whose first token is number `start`; at the last one, finish."""
@@ -212,8 +203,9 @@ class Member:
         now = time.monotonic()
         tensors, numbers = snapshot.take(self.trainer, self.fine_tuner)
         state = numbers | {"seconds": now - self.started, "last_row": self.last_row}
+        state["computed"] = self._computed()
         self.rows.flush()
-        key = identity(self.run.config)
+        key = self._identity()
         saved = checkpoint.Checkpoint(key, self.trainer.tokens, tensors, state)
         checkpoint.save(self.run.folder / "checkpoint", saved)
         self.saved_time, self.saved_tokens = time.monotonic(), self.trainer.tokens
@@ -273,6 +265,7 @@ class Member:
                 "tokens_per_s": self.trainer.tokens / seconds,
                 "threads": torch.get_num_threads(),
                 "device": str(target.device),
+                "model_dtype": target.description.get("model_dtype"),
             },
         }
         self.stream.unscale(sae)

@@ -14,7 +14,8 @@ from sae_sweeps.run import Run
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import Tracking
-from sae_sweeps.training.member import Display, Member
+from sae_sweeps.training.display import Display
+from sae_sweeps.training.member import Member
 
 
 def train_pack(

@@ -15,8 +15,9 @@ from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training import results
+from sae_sweeps.training.display import Display
 from sae_sweeps.training.evaluation import as_result, evaluate
-from sae_sweeps.training.member import Display, new_sae
+from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.pack import open_harvest, pick_device, workers
 
 

@@ -1,12 +1,14 @@
 """What a finished run leaves: weights, the same for SAELens, and `result.json` last."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_sweeps.files import replacing, write_json
+from sae_sweeps.files import replacing, write_json, write_text
 from sae_sweeps.interfaces import Architecture, TargetModel
 from sae_sweeps.run import Run
 
@@ -70,6 +72,21 @@ def result(run: Run, figures: dict[str, Any]) -> dict[str, Any]:
         "d_sae": run.config["d_sae"],
         "seed": run.config["seed"],
     } | figures
+
+
+def cut_rows(path: Path, tokens: int) -> None:
+    """Leave out the rows of `metrics.jsonl` that came after so many tokens, or that are torn."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if _tokens(line) <= tokens]
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _tokens(line: str) -> float:
+    """The tokens of a row; infinite for one that a crash tore."""
+    try:
+        return float(json.loads(line)["tokens"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
