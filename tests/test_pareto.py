@@ -173,6 +173,20 @@ def test_frontier_maximises_where_more_is_better(tmp_path: Path) -> None:
     assert 0 < len(least) < len(found)
 
 
+def test_every_hook_has_a_frontier_of_its_own(tmp_path: Path) -> None:
+    """Activations of one hook may be easier than another's, which is no merit of a method."""
+    hooks = ("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
+    write_sweep(tmp_path, ["topk", "relu"], options=[{"target_model.hook": hook} for hook in hooks])
+    found = settings(read(tmp_path).points)
+    of_hook = {hook: [s for s in found if f"hook={hook}" in s.curve] for hook in hooks}
+    assert [len(own) for own in of_hook.values()] == [8, 8]
+    kept = frontier(found)
+    for own in of_hook.values():
+        assert [setting for setting in kept if setting in own] == frontier(own) != []
+    words = " ".join(printed(tmp_path).split())
+    assert f"Frontiers of L0 and FVU, one for each target: {len(kept)} of 16 settings" in words
+
+
 positive = st.floats(0.5, 1e4, allow_subnormal=False)
 
 

@@ -35,12 +35,26 @@ def non_dominated(xs: Sequence[float | None], ys: Sequence[float | None]) -> lis
 def frontier(
     found: Sequence[Setting], measure: str = "fvu", *, maximise: bool = False
 ) -> list[Setting]:
-    """Keep the settings on the frontier of least L0 and best `measure`, means over seeds."""
-    values = [setting.mean(measure) for setting in found]
-    if maximise:
-        values = [None if value is None else -value for value in values]
-    marks = non_dominated([setting.mean("l0") for setting in found], values)
-    return [setting for setting, mark in zip(found, marks, strict=True) if mark]
+    """Keep the settings on the frontier of least L0 and best `measure`, means over seeds.
+
+    Activations of several hooks, models or data sets have a frontier each.
+    """
+    sign = -1 if maximise else 1
+    kept: set[int] = set()
+    for members in by_source(found):
+        means = [found[index].mean(measure) for index in members]
+        values = [None if value is None else sign * value for value in means]
+        marks = non_dominated([found[index].mean("l0") for index in members], values)
+        kept |= {index for index, mark in zip(members, marks, strict=True) if mark}
+    return [setting for index, setting in enumerate(found) if index in kept]
+
+
+def by_source(found: Sequence[Setting]) -> list[list[int]]:
+    """Group settings, by their index, that reconstruct the same activations."""
+    groups: dict[str, list[int]] = {}
+    for index, setting in enumerate(found):
+        groups.setdefault(setting.source, []).append(index)
+    return list(groups.values())
 
 
 def fvu_at_l0(points: Sequence[Point], l0: float) -> float | None:

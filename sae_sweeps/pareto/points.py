@@ -50,6 +50,12 @@ class Setting:
         return self.points[0].curve
 
     @property
+    def source(self) -> str:
+        """What was reconstructed: figures of settings that differ in it cannot be compared."""
+        config = self.points[0].result.get("config", {})
+        return json.dumps([config.get("target_model"), config.get("data")], sort_keys=True)
+
+    @property
     def k(self) -> float:
         """The dial's value, common to its runs."""
         return self.points[0].k

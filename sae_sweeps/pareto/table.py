@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweeps.pareto.frontier import frontier, matched
+from sae_sweeps.pareto.frontier import by_source, frontier, matched
 from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, settings
 from sae_sweeps.pareto.similarity import MOST_LATENTS, too_wide
 
@@ -90,7 +90,7 @@ def show(results: Results, console: Console) -> None:
         console.print((fitting or tables[-1:])[0])
         l0s, fvus = matched(curves, sorted({point.k for point in results.points}))
         if l0s:
-            console.print(_matched(l0s, fvus))
+            console.print(_matched(l0s, fvus, len(by_source(settings(results.points))) == 1))
         console.print(Text(_frontier_line(settings(results.points))))
         if missed := off_dial(settings(results.points)):
             console.print(Text(_missed_line(missed), style="yellow"))
@@ -159,7 +159,9 @@ def _amounts(values: Iterable[float | int | None]) -> str:
     return " to ".join(f"{value:,.0f}" for value in shown) or "an unknown number of"
 
 
-def _matched(l0s: Sequence[float], fvus: Mapping[str, Sequence[float | None]]) -> Table:
+def _matched(
+    l0s: Sequence[float], fvus: Mapping[str, Sequence[float | None]], comparable: bool
+) -> Table:
     table = Table(title="FVU at equal L0, interpolated in log L0")
     table.add_column("method")
     for l0 in l0s:
@@ -167,7 +169,10 @@ def _matched(l0s: Sequence[float], fvus: Mapping[str, Sequence[float | None]]) -
     best = [min(v for v in column if v is not None) for column in zip(*fvus.values(), strict=True)]
     for curve, row in fvus.items():
         cells = [
-            Text("-" if fvu is None else f"{fvu:.4f}", style="bold" if fvu == low else "")
+            Text(
+                "-" if fvu is None else f"{fvu:.4f}",
+                style="bold" if comparable and fvu == low else "",
+            )
             for fvu, low in zip(row, best, strict=True)
         ]
         table.add_row(Text(curve), *cells)
@@ -179,7 +184,9 @@ def _frontier_line(found: Sequence[Setting]) -> str:
     names = [f"{curve}: {count}" for curve, count in shares[:MOST_NAMES]]
     names += ["..."] if len(shares) > MOST_NAMES else []
     total = sum(count for _, count in shares)
-    return f"Frontier of L0 and FVU: {total} of {len(found)} settings ({'; '.join(names)})"
+    several = len(by_source(found)) > 1
+    what = "Frontiers of L0 and FVU, one for each target" if several else "Frontier of L0 and FVU"
+    return f"{what}: {total} of {len(found)} settings ({'; '.join(names)})"
 
 
 def off_dial(found: Sequence[Setting]) -> list[Setting]:

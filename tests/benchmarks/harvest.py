@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from sae_sweeps.build import build
 from sae_sweeps.embedded import MODEL
 from sae_sweeps.interfaces import Split, TargetModel
+from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.target_model.loading import Loader
 from sae_sweeps.target_model.transformer_lens import TransformerLens
 from tests.small import small_run, train
@@ -106,6 +108,28 @@ def compared(home: Path, folder: Path, context: int, dtype: str) -> dict[str, fl
     }
 
 
+def layers(home: Path, folder: Path, dtype: str) -> dict[str, float]:
+    """CPU seconds of a chunk for the runs of one hook and of six, shuffled and scaled."""
+    spent: dict[str, list[float]] = {"one": [], "six": []}
+    with ThreadPoolExecutor(1) as pool:
+        harvests: dict[str, Harvest] = {}
+        for name, hooks in (("one", HOOKS[-1:]), ("six", HOOKS)):
+            configs = [
+                small_run(home, *words(folder, 128, dtype, hook), *SWEEP).config for hook in hooks
+            ]
+            harvests[name] = Harvest(configs, torch.device("cpu"), pool)
+            streams = [harvests[name].stream(config) for config in configs]
+            for index in range(4):
+                began = time.process_time()
+                chunks = harvests[name].begin(index, streams, pool)
+                chunks.wait()
+                for stream in streams:
+                    chunks.take(stream)
+                spent[name].append(time.process_time() - began)
+    one, six = (median(seconds) for seconds in spent.values())
+    return {"one_cpu_s": one, "six_cpu_s": six, "six_over_one": six / one}
+
+
 def share_of_a_sweep(home: Path, folder: Path, dtype: str) -> dict[str, float]:
     """CPU seconds of 12 runs from one pass, and of the pass alone."""
     spent: list[float] = []
@@ -135,10 +159,10 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# What a harvest costs",
         "",
-        f"`python -m tests.benchmarks.harvest`: GPT-2 small's dimensions, up to layer {LAYER}, one",
-        f"thread of a {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, medians of {ROUNDS}",
-        "interleaved rounds. Ratios are speeds relative to the bare truncated Hugging Face model,",
-        "hence 1 is as fast. Six hooks: the residual stream after each of the six layers.",
+        "`python -m tests.benchmarks.harvest`: GPT-2 small's dimensions, random weights, a thread",
+        f"({torch.cpu.get_capabilities().get('cpu_name', 'CPU')}), medians of {ROUNDS} interleaved",
+        f"rounds. Ratios are speeds relative to Hugging Face's model cut off after layer {LAYER}:",
+        "1 is as fast. Six hooks: the residual stream after each of those layers.",
         "",
         "| context | dtype | bare: tokens per CPU s | one hook | six hooks | through the bridge |",
         "|---|---|---|---|---|---|",
@@ -160,13 +184,20 @@ def table(found: dict[str, Any]) -> str:
             f"| {row['dtype']} | {row['cpu_s']:.0f} | {row['harvest_cpu_s']:.0f} | "
             f"{row['share']:.1%} |"
         )
+    lines += ["", "A chunk of 8,192 tokens of 128 for the streams of one layer and of six:", ""]
+    lines += ["| dtype | one: CPU seconds | six | ratio |", "|---|---|---|---|"]
+    for row in found["layers"]:
+        lines.append(
+            f"| {row['dtype']} | {row['one_cpu_s']:.2f} | {row['six_cpu_s']:.2f} | "
+            f"{row['six_over_one']:.3f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure, and keep the figures."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"compared": [], "sweep": []}
+    found: dict[str, Any] = {"compared": [], "layers": [], "sweep": []}
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         folder = saved_model(home)
@@ -175,6 +206,9 @@ def main() -> None:
                 row = {"context": context, "dtype": dtype}
                 found["compared"].append(row | compared(home, folder, context, dtype))
                 print(found["compared"][-1])  # noqa: T201
+        for dtype in ("float32", "bfloat16"):
+            found["layers"].append({"dtype": dtype} | layers(home, folder, dtype))
+            print(found["layers"][-1])  # noqa: T201
         for dtype in ("float32", "bfloat16"):
             found["sweep"].append({"dtype": dtype} | share_of_a_sweep(home, folder, dtype))
             print(found["sweep"][-1])  # noqa: T201
