@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps import hub
 from sae_sweeps.data import documents, token_cache
 from sae_sweeps.run import ConfigError, total_tokens
-from sae_sweeps.target_rules import HUB_NAME, hub_cache, hub_silence, model_folder, number, place_of
+from sae_sweeps.target_rules import facts, model_folder, number, place_of
 
 Config = dict[str, Any]
 
@@ -17,25 +18,32 @@ Config = dict[str, Any]
 def text_files_exist(config: Config) -> Iterator[str]:
     node = config["data"]
     path = node.get("path") if "sample_by" in node else None
-    if isinstance(path, str) and (fault := _fault(path, Path.cwd())):
+    if isinstance(path, str) and (fault := _fault(path, node["sample_by"], Path.cwd())):
         yield fault
 
 
 @cache
-def _fault(path: str, _where: Path) -> str:
+def _fault(path: str, sample_by: str, _where: Path) -> str:
     """Say once for all points of a sweep what is wrong with a path, seen from a folder."""
     try:
-        documents.text_files(path)
+        files = documents.text_files(path)
     except ConfigError as error:
         return str(error)
+    whole = sample_by == "document" and documents.READERS[files[0].suffix] == "text"
+    if whole and len(files) == 1:
+        return (
+            f"data.sample_by is 'document', and {path!r} is a single one, which cannot be both "
+            "trained on and held out; expected paragraph or line, or more files."
+        )
     return ""
 
 
 def contexts_fit(config: Config) -> Iterator[str]:
     """The model's config says how much it reads, which spares packing rows that are too long."""
-    tokens, model = config["data"].get("context_tokens"), config["target_model"].get("model")
-    folder = model_folder(model) if isinstance(model, str) else None
-    most = number(folder, "n_positions", "max_position_embeddings") if folder else None
+    tokens, node = config["data"].get("context_tokens"), config["target_model"]
+    model = node.get("model")
+    folder = model_folder(model, node.get("revision")) if isinstance(model, str) else None
+    most = number(facts(folder), "n_positions", "max_position_embeddings") if folder else None
     if isinstance(tokens, int) and most is not None and tokens > most:
         yield f"data.context_tokens is {tokens}, but the model reads at most {most}."
 
@@ -56,22 +64,43 @@ def data_sets_can_be_had(config: Config) -> Iterator[str]:
     dataset = node.get("dataset")
     if not isinstance(dataset, str) or not {"config", "split", "revision"} <= set(node):
         return
-    what = f"data.dataset is {dataset!r}: "
+    repository = hub.Repository("data.dataset", dataset, node["revision"])
     if (place := place_of(dataset)) and place.is_dir():
-        return
-    if not re.fullmatch(HUB_NAME, dataset) or dataset.startswith("."):
-        yield f"{what}there is no such folder."
-        return
-    here = token_cache.packed(documents.hub_source(node), node) or _is_cached(dataset)
-    if not here and (silence := hub_silence()):
-        yield f"{what}neither a folder nor packed before, and {silence}."
+        if node["revision"] is not None:
+            yield (
+                f"data.revision is {node['revision']!r}, but only data sets of the hub have "
+                f"revisions, and {dataset!r} is a folder; expected null."
+            )
+    elif not hub.is_name(dataset):
+        yield f"{repository.what}there is no such folder."
+    elif not token_cache.packed(documents.hub_source(node), node):
+        yield from _hub_has_it(repository)
 
 
-def _is_cached(dataset: str) -> bool:
-    """Whether `datasets` has a copy; which of its variants and splits is judged in reading."""
-    own = os.environ.get("HF_DATASETS_CACHE") or hub_cache().parent / "datasets"
-    folders = Path(own).expanduser().glob("*")
-    return _bare(dataset) in {_bare(folder.name) for folder in folders if folder.is_dir()}
+def _hub_has_it(repository: hub.Repository) -> Iterator[str]:
+    """Refuse a data set that is not packed, and neither in a cache nor given by the hub."""
+    if _is_cached(repository):
+        return
+    if silence := hub.silence():
+        of = f" at revision {repository.revision!r}" if repository.revision else ""
+        yield f"{repository.what}neither a folder nor packed before{of}, and {silence}."
+    elif refusal := hub.refusal(repository):
+        yield refusal
+
+
+def _is_cached(repository: hub.Repository) -> bool:
+    """Whether `datasets` has a copy; which of its variants and splits is judged in reading.
+
+    It would read whatever commit it has, so a revision must be known to be that.
+    """
+    own = os.environ.get("HF_DATASETS_CACHE") or hub.cache_folder().parent / "datasets"
+    folders = [folder for folder in Path(own).expanduser().glob("*") if folder.is_dir()]
+    found = [folder for folder in folders if _bare(folder.name) == _bare(repository.name)]
+    if repository.revision is None:
+        return bool(found)
+    place = hub.cache_folder() / f"datasets--{repository.name.replace('/', '--')}"
+    commit = hub.commit_of(place, repository.revision)
+    return any(copy.name == commit for folder in found for copy in folder.glob("*/*/*"))
 
 
 def _bare(name: str) -> str:

@@ -50,18 +50,27 @@ NOT_IDENTITY = frozenset(
 """What cannot change a run's weights; the dial `k` acts only through the options it sets."""
 
 
+IDLE = {"data": frozenset({"streaming"})}
+"""Options of a section that change how rows come here, not which."""
 STREAM_KEYS = ("target_model", "data", "stream")
 """What rules activation batches."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
     """Hash what can change a run's weights, of a checked config."""
-    return digest({key: value for key, value in config.items() if key not in NOT_IDENTITY})
+    return digest({key: _acting(config, key) for key in config if key not in NOT_IDENTITY})
+
+
+def _acting(config: Mapping[str, Any], key: str) -> Any:
+    """A section or option, less what rules only how something is done."""
+    idle = IDLE.get(key, frozenset[str]())
+    value = config[key]
+    return {k: v for k, v in value.items() if k not in idle} if idle else value
 
 
 def stream_identity(config: Mapping[str, Any]) -> str:
     """Hash what the activation batches are a function of: runs that agree in it share a stream."""
-    return digest({key: config[key] for key in STREAM_KEYS})
+    return digest({key: _acting(config, key) for key in STREAM_KEYS})
 
 
 def pass_identity(config: Mapping[str, Any]) -> str:

@@ -1,28 +1,25 @@
 """Rules about target models and their files, before anything starts; no torch."""
 
 import json
-import os
 import re
-import socket
-import threading
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from sae_sweeps import hub
 from sae_sweeps.run import did_you_mean
 
 Config = dict[str, Any]
 
-HUB_LIMIT_S = 2.0
-HUB_NAME = r"[\w.-]{1,96}(/[\w.-]{1,96})?"
 EMBEDDED = Path(__file__).resolve().parent / "embedded" / "model"
 
 # A residual stream's usual names, and others directly under a block that are no misspellings.
 HOOKS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 OTHER_HOOKS = ("attn_in", "mlp_in", "q_input", "k_input", "v_input", "in", "out")
+
+# Blocks that compute attention and MLP of the same input: by type, or where a flag says so.
+PARALLEL = ("codegen", "cohere", "cohere2", "gptj", "phi")
+BESIDE = ("use_parallel_residual", "parallel_attn")
 
 
 def activation_files_exist(config: Config) -> Iterator[str]:
@@ -38,22 +35,21 @@ def activation_files_exist(config: Config) -> Iterator[str]:
 
 def models_and_hooks_exist(config: Config) -> Iterator[str]:
     node = config["target_model"]
-    model, hook = node.get("model"), node.get("hook")
+    model, hook, revision = (node.get(name) for name in ("model", "hook", "revision"))
     if not isinstance(model, str):
         return
-    folder = model_folder(model)
-    if folder is None:
-        yield from _model_can_be_had(model)
+    yield from _model_can_be_had(model, revision)
     if isinstance(hook, str):
-        layers = _layers(folder) if folder else None
-        yield from _hook_fits(hook, layers, model)
+        folder = model_folder(model, revision)
+        yield from _hook_fits(hook, facts(folder) if folder else {}, model)
 
 
-def _hook_fits(hook: str, layers: int | None, model: str) -> Iterator[str]:
+def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
     match = re.fullmatch(r"blocks\.([^.]*)\.(.+)", hook)
     if not match:
         return  # hooks outside the blocks are judged when the model is loaded
     layer, name = match.groups()
+    layers = number(known, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
     if not layer.isdecimal() or (layers is not None and int(layer) >= layers):
         allowed = f"blocks.0 to blocks.{layers - 1}" if layers else "a number after 'blocks.'"
         yield f"target_model.hook is {hook!r}, expected {allowed} for {model!r}."
@@ -63,36 +59,40 @@ def _hook_fits(hook: str, layers: int | None, model: str) -> Iterator[str]:
     if guess and name not in HOOKS:
         nearest = guess.replace("'hook", f"'blocks.{layer}.hook")
         yield f"target_model.hook is {hook!r}, which a model does not have.{nearest}"
+    if name == "hook_resid_mid" and _is_parallel(known):
+        yield (
+            f"target_model.hook is {hook!r}: attention and MLP of {model!r} run side by side, "
+            f"with nothing in between; expected blocks.{layer}.hook_resid_pre or hook_resid_post."
+        )
 
 
-def _layers(folder: Path) -> int | None:
-    """Read the number of blocks from a model's config.json, if it says so."""
-    return number(folder, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
+def _is_parallel(known: Config) -> bool:
+    return known.get("model_type") in PARALLEL or any(known.get(flag) is True for flag in BESIDE)
 
 
-def number(folder: Path, *names: str) -> int | None:
-    """Read an integer from a model's config.json, under the first of its names that is there."""
+def facts(folder: Path) -> Config:
+    """Read a model's config.json, its language part where it has several."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # the loader will say more
-    config = config.get("text_config") or config if isinstance(config, dict) else {}
-    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+        return {}  # the loader will say more
+    text = config.get("text_config") if isinstance(config, dict) else {}
+    return text if isinstance(text, dict) else config
 
 
-def model_folder(model: str) -> Path | None:
+def number(known: Config, *names: str) -> int | None:
+    """Read an integer of a model's config under the first of its names that is there."""
+    return next((known[name] for name in names if isinstance(known.get(name), int)), None)
+
+
+def model_folder(model: str, revision: str | None) -> Path | None:
     """Find a model's config.json: embedded, a folder, or the Hugging Face cache."""
     if model == "embedded":
         return EMBEDDED
     place = place_of(model)
     if place and (place / "config.json").is_file():
         return place
-    if not re.fullmatch(HUB_NAME, model):
-        return None
-    # TransformerLens knows short names, so `gpt2` may lie in the cache as `openai-community/gpt2`.
-    names = (f"models--{model.replace('/', '--')}", f"models--*--{model}")
-    hits = [h for n in names for h in hub_cache().glob(f"{n}/snapshots/*/config.json")]
-    return hits[0].parent if hits else None
+    return hub.snapshot(model, revision)
 
 
 def place_of(text: str) -> Path | None:
@@ -105,55 +105,44 @@ def place_of(text: str) -> Path | None:
     return place
 
 
-def hub_cache() -> Path:
-    home = (
-        os.environ.get("HF_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    )
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-
-
-def _model_can_be_had(model: str) -> Iterator[str]:
-    """Refuse what is neither here nor to be had; what the hub may know is left to loading."""
+def _model_can_be_had(model: str, revision: str | None) -> Iterator[str]:
+    """Refuse what is neither here nor to be had."""
     what = f"target_model.model is {model!r}: "
-    if (place := place_of(model)) and place.is_dir():
-        yield f"{what}the folder has no config.json."
-    elif not re.fullmatch(HUB_NAME, model) or model.startswith("."):
+    place = place_of(model)
+    if model == "embedded" or (place and place.is_dir()):
+        if revision is not None:
+            yield (
+                f"target_model.revision is {revision!r}, but only models of the hub have "
+                f"revisions, and {model!r} is a folder; expected null."
+            )
+        yield from _folder_is_whole(place, what) if place and model != "embedded" else ()
+    elif not hub.is_name(model):
         yield f"{what}there is no such folder."
-    elif silence := hub_silence():
-        yield f"{what}neither a folder nor in the Hugging Face cache, and {silence}."
+    else:
+        yield from _hub_has_it(hub.Repository("target_model.model", model, revision))
 
 
-def hub_silence() -> str:
-    """Say why nothing can be had from the hub; an empty text where something may be."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return "HF_HUB_OFFLINE is set"
-    return "" if _hub_answers() else f"{urlsplit(_hub_address()).hostname} does not answer"
+def _folder_is_whole(place: Path, what: str) -> Iterator[str]:
+    if not (place / "config.json").is_file():
+        yield f"{what}the folder has no config.json."
+    elif lacking := hub.without_weights(place):
+        yield f"{what}the folder has no {lacking}: save the model there with save_pretrained."
+    elif not hub.has_tokenizer(place):
+        yield (
+            f"{what}the folder has no tokenizer.json: save the tokenizer beside the model with "
+            "save_pretrained."
+        )
 
 
-def _hub_address() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-@cache
-def _hub_answers() -> bool:
-    """Try to connect to the hub, or to the proxy in between, for a limited time."""
-    address = urlsplit(_hub_address())
-    proxy = getproxies().get(address.scheme)
-    if proxy:
-        address = urlsplit(proxy if "://" in proxy else f"//{proxy}")
-    port = address.port or (80 if address.scheme == "http" else 443)
-    answers: list[bool] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((address.hostname, port), timeout=HUB_LIMIT_S).close()
-            answers.append(True)
-        except OSError:
-            pass
-
-    # In a thread, since looking up a host's name knows no time limit.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(HUB_LIMIT_S)
-    return bool(answers)
+def _hub_has_it(repository: hub.Repository) -> Iterator[str]:
+    """Refuse a model that is not wholly in the cache, and that the hub does not give."""
+    folder = hub.snapshot(repository.given, repository.revision)
+    if folder and not hub.without_weights(folder) and hub.has_tokenizer(folder):
+        return
+    if silence := hub.silence():
+        part = "only in part in" if folder else "neither a folder nor in"
+        of = f" at revision {repository.revision!r}" if repository.revision else ""
+        yield f"{repository.what}{part} the Hugging Face cache{of}, and {silence}."
+    # Without a slash it may be one of TransformerLens' short names.
+    elif "/" in repository.given and (refusal := hub.refusal(repository)):
+        yield refusal

@@ -1,8 +1,10 @@
-"""Runs `sae-sweeps` command lines in forks of one process that has loaded everything: 0.2 s each.
+"""Forks of one process that has loaded everything: a command starts 0.1 s after it is asked for.
 
-Nothing of a command stays: every fork has its own folder, limits of its own, and ends for good.
+Nothing of a command stays: every fork is a session of its own with an environment and limits of its
+own, and ends for good.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -10,94 +12,109 @@ import resource
 import signal
 import subprocess
 import sys
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
 MEMORY_BYTES = 4 * 2**30
 FILE_BYTES = 2**28
 SECONDS = 60
+"""What a limited command may have: giant options may fail, never bring the machine down."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it left."""
+class Command:
+    """What a fork is asked to be."""
 
     words: tuple[str, ...]
-    code: int
-    """The exit code; less the signal's number if one ended it."""
+    cwd: str
     out: str
+    """The file that stdout goes to."""
     err: str
-    files: tuple[str, ...]
-    """What lies in the folder that it ran in."""
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    main: str = "sae_sweeps.__main__"
+    """The module whose `main` it calls."""
+    ignored: tuple[int, ...] = ()
+    """Signals that it starts with ignored, as after `nohup`."""
+    broken: bool = False
+    """Nobody reads what it writes to stdout and stderr."""
+    limited: bool = False
+    """Memory, files and time are limited."""
+    patches: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Values for `module:name`, such as limits of time."""
 
 
 class ForkServer:
     """The process that forks, seen from a test."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch, self.count = scratch, 0
-        environment = {
-            **{"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(scratch)},
-            **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"},
-        }
+    def __init__(self) -> None:
+        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=scratch,
-            env=environment,
+            [sys.executable, "-m", "tests.fork_server"],
+            cwd=ROOT,
+            env=environment() | own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *words: str) -> Ended:
-        """Run `sae-sweeps WORDS` in an empty folder."""
-        home = self.scratch / str(self.count)
-        self.count += 1
-        (home / "empty").mkdir(parents=True)
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([str(home), list(words)]) + "\n")
-        self.process.stdin.flush()
-        code = json.loads(self.process.stdout.readline())
-        files = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
-        out, err = (_read(home / name) for name in ("out", "err"))
-        left = [name for name in files if name not in ("empty", "out", "err")]
-        return Ended(words, code, out, err, tuple(left))
+    def start(self, command: Command) -> int:
+        """Have it fork; gives the child's process id."""
+        return self._ask(asdict(command))
+
+    def ended(self, pid: int, wait: bool = False) -> int | None:
+        """Give a child's exit code, less the signal's number if one ended it; None: it lives."""
+        return self._ask({"pid": pid, "flags": 0 if wait else os.WNOHANG})
 
     def close(self) -> None:
         """End the process."""
         self.process.communicate()
 
+    def _ask(self, question: Mapping[str, Any]) -> Any:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+
+def environment() -> dict[str, str]:
+    """This process's environment, less what is of a developer's W&B or a SLURM job."""
+    names = [name for name in os.environ if not name.startswith(("WANDB", "SLURM"))]
+    return {name: os.environ[name] for name in names} | {"PYTHONPATH": str(ROOT)}
 
 
 # --- Inside the process --------------------------------------------------------------------
 
 
 def serve() -> None:
-    """Fork once per line on stdin, and answer with the exit code."""
+    """Fork, or say how a fork ended, once per line on stdin."""
     answers = os.fdopen(os.dup(1), "w")
-    sys.path[0] = str(ROOT)
     load()
     gc.freeze()  # so that forks copy less
     for line in sys.stdin:
-        home, words = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os._exit(command(Path(home), words, answers))
-        _, status = os.waitpid(child, 0)
-        answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        question = json.loads(line)
+        if "pid" in question:
+            pid, status = os.waitpid(question["pid"], question["flags"])
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                answers.close()
+                os._exit(become(Command(**question)))
+        answers.write(f"{json.dumps(answer)}\n")
         answers.flush()
 
 
 def load() -> None:
-    """Import what commands import; no thread may start here, since a fork would lose it."""
+    """Import what commands import.
+
+    No thread may start here, since a fork would lose it; but for one of pyarrow's allocator, which
+    knows of forks.
+    """
     import importlib
     import pkgutil
 
@@ -106,42 +123,62 @@ def load() -> None:
     for module in pkgutil.walk_packages(sae_sweeps.__path__, "sae_sweeps."):
         if not module.name.startswith("sae_sweeps.embedded.") and "__main__" not in module.name:
             importlib.import_module(module.name)
-    importlib.import_module("torch._dynamo")  # which torch loads with the first optimiser
+    # What they import later: with the first optimiser, model, job, tracked run and display.
+    late = ("torch._dynamo", "transformer_lens.model_bridge", "transformers.models.gpt2")
+    for name in (*late, "submitit.core.core", "wandb", "rich.progress"):
+        importlib.import_module(name)
 
 
-def command(home: Path, words: Sequence[str], answers: IO[str]) -> int:
+def become(command: Command) -> int:
     """Be the command: returns the exit code once all is written."""
-    answers.close()
-    os.chdir(home / "empty")
-    for number, name in enumerate(("/dev/null", "../out", "../err")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
-    limit()
-    sys.argv = ["sae-sweeps", *words]
-    sys.orig_argv = [sys.executable, *sys.argv]
-    from sae_sweeps.__main__ import main
+    import importlib
+    import traceback
 
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(command.environment)
+    os.chdir(command.cwd)
+    for handle, name in enumerate((os.devnull, command.out, command.err)):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), handle)
+    limit(command)
+    for place, value in command.patches.items():
+        module, _, attribute = place.partition(":")
+        setattr(importlib.import_module(module), attribute, value)
+    sys.argv = ["sae-sweeps", *command.words]
+    sys.orig_argv = [sys.executable, *sys.argv]
+
+    code: Any = 0
     try:
-        main()
+        code = importlib.import_module(command.main).main()
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1
-    else:
-        code = 0
+    # What Python does at its end, but for taking everything apart.
+    threading._shutdown()  # pyright: ignore
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     sys.stdout.flush()
     sys.stderr.flush()
     return code if isinstance(code, int) else 1 if code else 0
 
 
-def limit() -> None:
-    """Take care of the machine: giant options may fail, never bring it down."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    signal.alarm(SECONDS)
+def limit(command: Command) -> None:
+    """Bind the process as the command asks for."""
+    if command.broken:
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+    for signum in command.ignored:
+        signal.signal(signum, signal.SIG_IGN)
+    if command.limited:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        memory = pages * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        signal.alarm(SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,34 @@
 """Launches `sae-sweeps` in processes that a test may disturb, and reads what they leave.
 
-Each is a fork of one process that has loaded everything, so that it trains after 0.5 s.
+Each is a fork of one process that has loaded everything, so that it trains after 0.7 s.
 """
 
+import atexit
 import json
 import os
-import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fork_server import load
+import pytest
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.fork_server import Command, ForkServer, environment
 
 SMALL = (
     *("k=4", "d_sae=64", "device=cpu", "tracking=off", "stream.batch_tokens=256"),
     *("stream.chunk_tokens=1024", "stream.calibration_tokens=1024", "evaluation.tokens=1024"),
     *("evaluation.ce_tokens=256", "hydra.launcher.progress=off"),
 )
-"""Options of runs that take a tenth of a second for every 10,000 tokens."""
+"""Options of small runs."""
+SYNTHETIC = "target_model=synthetic"
+"""To the stream one target model is as another, and this one takes no 3 s to import.
+
+With it a small run takes 0.05 s for every 10,000 tokens; the embedded model's takes 0.25 s.
+"""
 
 
 def until(what: Callable[[], Any], why: str, seconds: float = 60) -> Any:
@@ -39,9 +43,8 @@ def until(what: Callable[[], Any], why: str, seconds: float = 60) -> Any:
 class Launch:
     """A process of its own session."""
 
-    def __init__(self, server: "Launches", pid: int, home: Path, number: int) -> None:
-        self.server, self.pid, self.home = server, pid, home
-        self._out, self._err = (home / f"{name}-{number}" for name in ("out", "err"))
+    def __init__(self, server: ForkServer, pid: int, out: Path, err: Path) -> None:
+        self.server, self.pid, self._out, self._err = server, pid, out, err
         self.code: int | None = None
 
     def send(self, signum: int) -> None:
@@ -55,7 +58,7 @@ class Launch:
     def ended(self) -> bool:
         """Say whether it has ended."""
         if self.code is None:
-            self.code = self.server.ask({"wait": self.pid})
+            self.code = self.server.ended(self.pid)
         return self.code is not None
 
     def wait(self, seconds: float = 150) -> int:
@@ -71,61 +74,35 @@ class Launch:
     @property
     def out(self) -> str:
         """What it wrote to stdout so far."""
-        return self._out.read_text()
+        return self._out.read_text(encoding="utf-8", errors="replace")
 
     @property
     def err(self) -> str:
         """What it wrote to stderr so far."""
-        return self._err.read_text()
+        return self._err.read_text(encoding="utf-8", errors="replace")
 
 
 class Launches:
-    """The process that forks, seen from a test."""
+    """Commands on the process that forks."""
 
     def __init__(self) -> None:
-        names = [name for name in os.environ if not name.startswith(("WANDB", "SLURM"))]
-        environment = {name: os.environ[name] for name in names}
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.count = 0
-
-    def ask(self, question: Mapping[str, Any]) -> Any:
-        """Give the process something to do."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.server, self.count = ForkServer(), 0
 
     def start(
         self,
         home: Path,
         *words: str,
-        file_bytes: int | None = None,
-        ignored: tuple[int, ...] = (),
-        broken: bool = False,
-        patches: Mapping[str, Any] | None = None,
+        cwd: str = ".",
+        env: Mapping[str, str] | None = None,
+        **how: Any,
     ) -> Launch:
-        """Start `sae-sweeps WORDS` in `home`.
-
-        Args:
-            file_bytes: no file that it writes may be larger.
-            ignored: signals that it starts with ignored, as after `nohup`.
-            broken: nobody reads what it writes to stdout and stderr.
-            patches: values for `module:name`, such as limits of time.
-        """
-        home.mkdir(parents=True, exist_ok=True)
+        """Start `sae-sweeps WORDS` in `home`, or a folder there; `how` has more of a `Command`."""
+        (home / cwd).mkdir(parents=True, exist_ok=True)
         self.count += 1
-        question = {
-            **{"home": str(home), "words": words, "number": self.count, "ignored": ignored},
-            **{"file_bytes": file_bytes, "broken": broken, "patches": dict(patches or {})},
-        }
-        return Launch(self, self.ask(question), home, self.count)
+        out, err = (str(home / f"{name}-{self.count}") for name in ("out", "err"))
+        given = dict(env or environment() | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"})
+        command = Command(words, str(home / cwd), out, err, given, **how)
+        return Launch(self.server, self.server.start(command), Path(out), Path(err))
 
     def run(self, home: Path, *words: str, **also: Any) -> Launch:
         """Run `sae-sweeps WORDS` in `home` to its end."""
@@ -133,9 +110,19 @@ class Launches:
         launch.wait()
         return launch
 
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
+
+@cache
+def the_launches() -> Launches:
+    """All of this test process's: loading takes as long as twenty commands."""
+    launches = Launches()
+    atexit.register(launches.server.close)
+    return launches
+
+
+@pytest.fixture(scope="session")
+def launches() -> Launches:
+    """What starts commands in processes that a test may disturb."""
+    return the_launches()
 
 
 # --- What launches leave -------------------------------------------------------------------
@@ -188,75 +175,3 @@ def checkpoints(sweep: Path) -> list[int]:
     """The tokens of all checkpoints."""
     paths = (sweep / "runs").glob("*/checkpoint/step-*.safetensors")
     return sorted(int(path.stem.removeprefix("step-")) for path in paths)
-
-
-# --- Inside the process --------------------------------------------------------------------
-
-
-def serve() -> None:
-    """Fork, or say how a fork ended, once per line on stdin."""
-    answers = os.fdopen(os.dup(1), "w")
-    sys.path[0] = str(ROOT)
-    load()
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "wait" in question:
-            pid, status = os.waitpid(question["wait"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if answer == 0:
-                answers.close()
-                os._exit(_launch(**question))
-        answers.write(f"{json.dumps(answer)}\n")
-        answers.flush()
-
-
-def _launch(
-    home: str,
-    words: list[str],
-    number: int,
-    ignored: list[int],
-    broken: bool,
-    file_bytes: int | None,
-    patches: dict[str, Any],
-) -> int:
-    """Be the command; returns the exit code once all is written."""
-    import importlib
-    import traceback
-
-    os.setsid()
-    os.chdir(home)
-    for handle, name in enumerate((os.devnull, f"out-{number}", f"err-{number}")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), handle)
-    if broken:
-        reading, writing = os.pipe()
-        os.close(reading)
-        os.dup2(writing, 1)
-        os.dup2(writing, 2)
-    for signum in ignored:
-        signal.signal(signum, signal.SIG_IGN)
-    if file_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    for place, value in patches.items():
-        module, _, attribute = place.partition(":")
-        setattr(importlib.import_module(module), attribute, value)
-    sys.argv = ["sae-sweeps", *words]
-    sys.orig_argv = [sys.executable, *sys.argv]
-    from sae_sweeps.__main__ import main
-
-    code: Any = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code if isinstance(code, int) else 1 if code else 0
-
-
-if __name__ == "__main__":
-    serve()

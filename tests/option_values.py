@@ -52,6 +52,8 @@ def options() -> list[Option]:
         for name in files(group):
             node = OmegaConf.load(CONF / group / f"{name}.yaml")
             assert isinstance(node, DictConfig)
+            if "_target_" not in node:  # it is another file's with other values
+                continue
             if name != "activations" and any(OmegaConf.is_missing(node, key) for key in node):
                 continue
             hints = signature(str(node["_target_"]))

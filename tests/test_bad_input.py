@@ -268,6 +268,9 @@ def test_a_model_in_the_cache_or_a_folder_is_judged_by_its_config(
     shot = tmp_path / "home/hub/models--some--model/snapshots/1"
     for folder in (shot, tmp_path / "folder"):
         write(folder / "config.json", json.dumps({"num_hidden_layers": 2}))
+        for name in ("model.safetensors", "tokenizer.json"):
+            write(folder / name, "")
+    write(shot.parent.parent / "refs/main", "1")
     for model in ("some/model", "model", "folder", str(tmp_path / "folder")):
         hook = "target_model.hook=blocks.2.hook_resid_pre"
         assert run(f"target_model.model={model}", hook) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sae_sweeps import __main__, target_rules
+from sae_sweeps import __main__, hub
 from sae_sweeps.run import METRICS_VERSION, Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +89,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trainer
     monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
     for name in ("HF_HUB_CACHE", "COMP_LINE"):
         monkeypatch.delenv(name, raising=False)
-    target_rules._hub_answers.cache_clear()  # pyright: ignore[reportPrivateUsage, reportFunctionMemberAccess]
+    hub._answers.cache_clear()  # pyright: ignore[reportPrivateUsage, reportFunctionMemberAccess]
     importlib.invalidate_caches()
     yield fake
 

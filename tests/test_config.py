@@ -46,12 +46,22 @@ def test_all_option_files_are_found() -> None:
     assert len(OPTION_FILES) >= 18
 
 
+def stated(path: Path) -> dict[str, Any]:
+    """What an option file states, itself or through another of its group that it builds on."""
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(node, dict)
+    above: dict[str, Any] = {}
+    for entry in node.pop("defaults", []):
+        if isinstance(entry, str):
+            above |= stated(path.parent / f"{entry}.yaml")
+    assert not above or set(node) <= set(above)
+    return above | {str(key): value for key, value in node.items()}
+
+
 @pytest.mark.parametrize("name", OPTION_FILES)
 def test_an_option_file_states_exactly_what_its_class_takes(name: str) -> None:
-    node = OmegaConf.to_container(OmegaConf.load(CONF / name), resolve=False)
-    assert isinstance(node, dict)
+    node = stated(CONF / name)
     target = node.pop("_target_")
-    node.pop("defaults", None)
     module, _, cls = target.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), cls)).parameters
     keyword_only = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -233,11 +243,13 @@ SAME = [
     ["device=auto", "device=cpu", "threads=2", "name=x", "tracking=off", "evaluation.tokens=20000"],
     ["method=relu architecture.target_l0=8 k=4", "method=relu architecture.target_l0=8 k=5"],
     ["method=topk", "method=none"],
+    ["data=c4 data.streaming=true", "data=c4 data.streaming=false"],
 ]
 OTHER = [
     *("seed=1", "k=8", "allocator.k=8", "d_sae=512", "training.lr=1e-5", "stream.seed=1"),
     *("training.beta2=0.99", "method=gated", "aux_loss=none", "data.context_tokens=64"),
     *("target_model.hook=blocks.0.hook_resid_post", "allocator=mutual_choice"),
+    *("target_model.compatibility_mode=true", "target_model.dtype=bfloat16"),
 ]
 
 

@@ -16,7 +16,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import config
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants
 from small import every
 from test_bad_input import refusal
@@ -308,7 +307,7 @@ def test_as_many_tokens_as_are_packed_may_be_trained_on(
     run: Callable[..., int], trainer: Trainer, tmp_path: Path, words: list[str]
 ) -> None:
     (tmp_path / "a.txt").write_text("text")
-    enough = ["data=text", "data.path=a.txt", "data.context_tokens=128"]
+    enough = ["data=text", "data.path=a.txt", "data.sample_by=line"]
     given = words if "stream.repeat=true" in words else [*words, "data.train_tokens=327680"]
     assert run(*enough, *given) == 0
     assert trainer.runs
@@ -350,22 +349,6 @@ def test_other_splits_and_columns(place: Path, own: Any) -> None:
             hub_rows(place, own, column="txt", streaming=streaming)
         with pytest.raises(ConfigError, match=r"data\.dataset is .* cannot be read .*valid"):
             hub_rows(place, own, split="valid", streaming=streaming)
-
-
-@pytest.mark.usefixtures("place")
-def test_a_gated_data_set_names_its_page(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = "https://huggingface.co/datasets/some/gated"
-    text = f"Dataset 'some/gated' is a gated dataset on the Hub. Visit the dataset page at {page}."
-
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise DatasetNotFoundError(text)
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ConfigError) as refused:
-        hub_rows("some/gated", own)
-    line = str(refused.value)
-    assert line.startswith("data.dataset is 'some/gated'") and "\n" not in line
-    assert page in line and line.endswith("hf auth login.")
 
 
 def test_what_is_packed_needs_no_hub(

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from launches import SMALL, Launch, Launches, Left, checkpoints, left, logs, rows, trained, until
 from safetensors import safe_open
 from small import Quiet, small_run, train
 
@@ -22,19 +21,29 @@ from sae_sweeps.launching import job
 from sae_sweeps.run import Run
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
+from tests.launches import (
+    SMALL,
+    SYNTHETIC,
+    Launch,
+    Launches,
+    Left,
+    checkpoints,
+    launches,
+    left,
+    logs,
+    rows,
+    trained,
+    until,
+)
+
+__all__ = ["launches"]  # a fixture
 
 pytestmark = pytest.mark.xdist_group("launches")
 
-TWO_RUNS = [*SMALL, "name=it", "method=topk,mutual_choice", "training.tokens=98304"]
-BRIEF = [*SMALL, "name=it", "method=topk,mutual_choice", "training.tokens=8192"]
+IT = [*SMALL, SYNTHETIC, "name=it"]
+TWO_RUNS = [*IT, "method=topk,mutual_choice", "training.tokens=196608"]
+BRIEF = [*IT, "method=topk,mutual_choice", "training.tokens=8192"]
 OFTEN = "checkpoint_minutes=0.001"
-
-
-@pytest.fixture(scope="module")
-def launches() -> Iterator[Launches]:
-    server = Launches()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +376,7 @@ def test_retry_from_elsewhere_finds_the_users_modules(
     (home / "my_module.py").write_text(NOISY)
     (home / "my_conf/allocator/mine.yaml").write_text("_target_: my_module.Mine\nk: ${k}\n")
     (home / "fail").touch()
-    words = [*SMALL, "name=it", "training.tokens=4096", f"hydra.launcher.workers={workers}"]
+    words = [*IT, "training.tokens=4096", f"hydra.launcher.workers={workers}"]
     words += ["--config-dir", "my_conf", "allocator=mine,token_choice"]
     done = launches.run(home, *words)
     assert done.code == 2 and "RuntimeError: the file says so" in one_line(done, 2)

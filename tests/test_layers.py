@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "sae_sweeps"
 
 ROWS = [
     {"files", "interrupt", "run", "options"},
-    {"checkpoint"},
+    {"checkpoint", "hub"},
     {"build"},
     {"interfaces"},
     {"averages", "sparse", "zipf"},

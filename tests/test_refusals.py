@@ -37,6 +37,13 @@ BAD: dict[str, list[str]] = {
     "k is 'aaaa": ["k=" + "a" * 10_000],
     "is nested too deeply.": ["k=" + "[" * 300 + "]" * 300],
     "File name too long": ["architecture=" + "a" * 5000],
+    # what a folder cannot have
+    "target_model.revision is 'v1', but only models of the hub have revisions, and 'embedded'": [
+        "target_model.revision=v1"
+    ],
+    "data.revision is 'v1', but only data sets of the hub have revisions, and '.' is a folder": [
+        *("data=c4", "data.dataset=.", "data.revision=v1")
+    ],
     # what is not an option file's name
     "architecture is [relu,gated], expected the name of": ["architecture=[relu,gated]"],
     "allocator is ../architecture/relu, expected the name": ["allocator=../architecture/relu"],

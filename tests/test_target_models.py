@@ -539,6 +539,23 @@ def test_bfloat16_gives_nearly_the_same(data: Embedded, embedded_target: Transfo
     assert ce_of(half, ROWS, torch.zeros_like).mean() > clean.mean() + 5
 
 
+def test_float16_on_a_cpu_that_is_not_made_for_it_is_told_of(
+    data: Embedded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features: dict[str, bool] = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    for name, told in (("avx512_bf16", True), ("avx512_fp16", False), ("avx2", True)):
+        features.clear()
+        features[name] = True
+        caplog.clear()
+        target(data, dtype="float16")
+        assert told == any("dtype is 'float16'" in line for line in caplog.messages)
+        expected = torch.bfloat16 if name == "avx512_bf16" else torch.float32
+        assert loading.dtype_for("auto", CPU) is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as of an older torch
+    assert loading.dtype_for("auto", CPU) is torch.float32
+
+
 @pytest.mark.parametrize(
     ("hook", "nearest"),
     [
@@ -565,7 +582,7 @@ def test_an_unknown_hook_is_refused_with_the_nearest(
 
 
 def test_a_hook_of_another_shape_is_refused(data: Embedded) -> None:
-    with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.hook_pattern.*\(1, 4, 3, 3\)"):
+    with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.hook_pattern.*\(2, 4, 3, 3\)"):
         target(data, "blocks.0.attn.hook_pattern")
 
 
@@ -618,7 +635,7 @@ def test_a_folder_may_begin_with_a_tilde(
     folder = folders["llama"]
     monkeypatch.setenv("HOME", str(folder.parent))
     model = f"~/{folder.name}"
-    assert target_rules.model_folder(model) == folder
+    assert target_rules.model_folder(model, None) == folder
     assert target(Embedded(context_tokens=64), model=model).d_in == 32
 
 

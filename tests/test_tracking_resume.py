@@ -1,7 +1,7 @@
 """Tracking: W&B has each row of `metrics.jsonl` once, however often the run is killed and resumed.
 
 Every attempt is a process of its own, with a real W&B client and a server on the loopback
-interface.
+interface; it is forked from one that has imported W&B.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +25,35 @@ from wandb_backend import Backend, ServedRun
 from wandb_offline import read as read_back
 
 from sae_sweeps.tracking import offline
+from tests.launches import Launch, Launches, launches, until
+
+__all__ = ["launches"]  # a fixture
 
 WANDB = [sys.executable, "-m", "wandb"]
 ENDLESS = 10**6
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+TRAINING_S = {"offline": 1.0, "online": 2.0}
+"""What an attempt has at most before it is killed: online, rows are sent once a second."""
 
 
 class Place:
     """A sweep of one run, and the attempts at training it."""
 
-    def __init__(self, folder: Path, backend: Backend) -> None:
-        self.sweep, self.backend = folder / "sweep", backend
+    def __init__(self, folder: Path, backend: Backend, launches: Launches) -> None:
+        self.sweep, self.home, self.backend = folder / "sweep", folder / "home", backend
+        self.launches = launches
         self.run = wandb_attempt.run_in(self.sweep)
-        home = folder / "home"
-        home.mkdir()
         names = ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DIR", "NETRC")
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        self.env = kept | dict.fromkeys(names, str(home))
+        self.env = kept | dict.fromkeys(names, str(self.home))
         self.env |= {"WANDB_BASE_URL": backend.url, "WANDB_API_KEY": "k" * 40}
         self.env["WANDB_ERROR_REPORTING"] = "false"
 
     def start(
         self, mode: str, checkpoint: int, rows: int, pause: float = 0.0, width: int = 30
-    ) -> subprocess.Popen[bytes]:
+    ) -> Launch:
         """Start an attempt."""
-        values = (self.sweep, mode, checkpoint, rows, pause, width)
-        line = [sys.executable, wandb_attempt.__file__, *map(str, values)]
-        end = subprocess.DEVNULL
-        return subprocess.Popen(line, env=self.env, stdout=end, stderr=end)
+        words = map(str, (self.sweep, mode, checkpoint, rows, pause, width))
+        return self.launches.start(self.home, *words, main="tests.wandb_attempt", env=self.env)
 
     def train(self, mode: str, checkpoint: int, rows: int, **how: Any) -> None:
         """Make an attempt that comes to its end."""
@@ -82,9 +77,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, launches: Launches) -> Iterator[Place]:
     with Backend() as backend:
-        yield Place(tmp_path, backend)
+        yield Place(tmp_path, backend, launches)
 
 
 def served(run: ServedRun) -> list[dict[str, Any]]:
@@ -97,7 +92,7 @@ def only(place: Place) -> ServedRun:
     return run
 
 
-def killed(attempt: subprocess.Popen[bytes], how: str) -> None:
+def killed(attempt: Launch, how: str) -> None:
     """End an attempt: by `kill -9` of all or of Python alone, or as a scheduler does."""
     everyone = [attempt.pid] if how == "python" else [*children(attempt.pid), attempt.pid]
     for pid in everyone:
@@ -119,9 +114,9 @@ def kill_again_and_again(
     for number, mode in enumerate(modes):
         known = place.logs()
         attempt = place.start(mode, checkpoint, ENDLESS, pause=0.003)
-        wait_for(lambda known=known: place.logs() != known)
-        time.sleep(rng.uniform(0, 3) if number != 2 else 0)
-        assert attempt.poll() is None
+        until(lambda known=known: place.logs() != known, "log")
+        time.sleep(rng.uniform(0, TRAINING_S[mode]) if number != 2 else 0)
+        assert not attempt.ended()
         killed(attempt, how)
         written = len(place.rows())
         checkpoint, most = rng.randint(checkpoint, written), max(most, written)
@@ -162,10 +157,10 @@ def test_kills_online_and_offline_by_turns(place: Place, last: str) -> None:
 @pytest.mark.slow
 def test_an_upload_during_training_doubles_no_row_later(place: Place) -> None:
     attempt = place.start("offline", 0, ENDLESS, pause=0.01)
-    wait_for(lambda: bool(place.logs()) and place.logs()[0].stat().st_size > 50_000)
+    until(lambda: bool(place.logs()) and place.logs()[0].stat().st_size > 50_000, "log")
     place.sync()
     early = served(only(place))
-    wait_for(lambda: len(place.rows()) > 2 * len(early) + 200)
+    until(lambda: len(place.rows()) > 2 * len(early) + 200, "rows")
     killed(attempt, "all")
     most = len(place.rows())
     place.train("offline", most // 2, most)
@@ -192,8 +187,8 @@ def test_what_a_kill_leaves_of_a_log_can_be_synced(place: Place) -> None:
 
 def test_an_interrupted_run_says_so_and_ends_at_once(place: Place) -> None:
     attempt = place.start("online", 0, ENDLESS, pause=0.003)
-    wait_for(lambda: bool(place.backend.runs) and bool(only(place).rows()))
-    attempt.terminate()
+    until(lambda: bool(place.backend.runs) and only(place).rows(), "row at the server")
+    attempt.send(signal.SIGTERM)
     assert attempt.wait(10) == 1
     assert (only(place).preempting, only(place).exit_code) == (True, 1)
     assert served(only(place)) == place.rows()
@@ -203,14 +198,14 @@ def test_an_interrupted_run_says_so_and_ends_at_once(place: Place) -> None:
 @pytest.mark.parametrize("gone", ["server", "service"])
 def test_an_interrupted_run_waits_for_nobody(place: Place, gone: str) -> None:
     attempt = place.start("auto", 0, ENDLESS, pause=0.003)
-    wait_for(lambda: bool(place.backend.runs) and bool(only(place).rows()))
+    until(lambda: bool(place.backend.runs) and only(place).rows(), "row at the server")
     if gone == "server":
         place.backend.stop()
     else:
         for pid in children(attempt.pid):
             os.kill(pid, signal.SIGTERM)
     start = time.monotonic()
-    attempt.terminate()
+    attempt.send(signal.SIGTERM)
     assert attempt.wait(20) == 1
     assert time.monotonic() - start < 2.0 + 3.0, "close was given 2 s"
 

@@ -5,31 +5,48 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import SMALL, Launch, Launches, Left, checkpoints, left, logs, rows, trained, until
 from test_command_line import Trainer, run, trainer
 
-__all__ = ["run", "trainer"]  # fixtures
+from tests.launches import (
+    SMALL,
+    SYNTHETIC,
+    Launch,
+    Launches,
+    Left,
+    checkpoints,
+    launches,
+    left,
+    logs,
+    rows,
+    trained,
+    until,
+)
+
+__all__ = ["launches", "run", "trainer"]  # fixtures
 
 # One process that has loaded everything, and one undisturbed sweep, serve all tests.
 pytestmark = pytest.mark.xdist_group("launches")
 
-LONG = [*SMALL, "name=it", "method=topk,mutual_choice", "training.tokens=98304"]
-"""Two runs in one pack."""
-PACKS = [*SMALL, "name=it", "method=topk", "stream.seed=0,1,2,3", "training.tokens=16384"]
+TWO_RUNS = [*SMALL, SYNTHETIC, "name=it", "method=topk,mutual_choice"]
+"""In one pack."""
+LONG = [*TWO_RUNS, "training.tokens=196608"]
+LONGER = [*TWO_RUNS, "training.tokens=294912"]
+"""For workers, of which one may start seconds before the other."""
+PACKS = [
+    *SMALL,
+    SYNTHETIC,
+    "name=it",
+    "method=topk",
+    "stream.seed=0,1,2,3",
+    "training.tokens=16384",
+]
 """Four packs of one run each."""
 TWO = "hydra.launcher.workers=2"
-
-
-@pytest.fixture(scope="module")
-def launches() -> Iterator[Launches]:
-    server = Launches()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +54,14 @@ def whole(launches: Launches, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """What the undisturbed sweep of two runs leaves."""
     home = tmp_path_factory.mktemp("whole")
     assert launches.run(home, *LONG).code == 0
+    return left(home / "outputs/it")
+
+
+@pytest.fixture(scope="module")
+def longer(launches: Launches, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Left]:
+    """What the undisturbed longer sweep leaves."""
+    home = tmp_path_factory.mktemp("longer")
+    assert launches.run(home, *LONGER).code == 0
     return left(home / "outputs/it")
 
 
@@ -149,10 +174,10 @@ def test_workers_train_what_one_process_would(
 
 @pytest.mark.slow
 def test_one_pack_is_divided_among_workers(
-    launches: Launches, whole: dict[str, Left], tmp_path: Path
+    launches: Launches, longer: dict[str, Left], tmp_path: Path
 ) -> None:
-    assert launches.run(tmp_path, *LONG, TWO).code == 0
-    assert left(tmp_path / "outputs/it") == whole
+    assert launches.run(tmp_path, *LONGER, TWO).code == 0
+    assert left(tmp_path / "outputs/it") == longer
     packs = json.loads((tmp_path / "outputs/it/sweep.json").read_text())["packs"]
     assert [len(pack["runs"]) for pack in packs] == [1, 1]
 
@@ -184,10 +209,10 @@ def in_training(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_own_run_only(
-    launches: Launches, whole: dict[str, Left], tmp_path: Path
+    launches: Launches, longer: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
-    launch = launches.start(tmp_path, *LONG, TWO, "checkpoint_minutes=0.002")
+    launch = launches.start(tmp_path, *LONGER, TWO, "checkpoint_minutes=0.002")
     until(lambda: len(in_training(folder)) == 2 and checkpoints(folder), "training")
     [victim, _] = sorted(workers(launch))
     os.kill(victim, signal.SIGKILL)
@@ -195,18 +220,18 @@ def test_a_killed_worker_costs_its_own_run_only(
     [line] = failures(launch)
     assert line.endswith("failed: its process was killed by SIGKILL")
     assert "it: 1 of 2 runs are finished" in launch.out
-    again = launches.run(tmp_path, *LONG, TWO)
+    again = launches.run(tmp_path, *LONGER, TWO)
     assert again.code == 0 and "1 run to train" in again.out and "1 finished before" in again.out
-    assert left(folder) == whole
+    assert left(folder) == longer
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [False, True])
 def test_ctrl_c_saves_all_workers(
-    to_all: bool, launches: Launches, whole: dict[str, Left], tmp_path: Path
+    to_all: bool, launches: Launches, longer: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
-    launch = launches.start(tmp_path, *LONG, TWO)
+    launch = launches.start(tmp_path, *LONGER, TWO)
     until(lambda: len(in_training(folder)) == 2, "training")
     (launch.send_all if to_all else launch.send)(signal.SIGINT)
     assert launch.wait(30) == 130
@@ -216,22 +241,22 @@ def test_ctrl_c_saves_all_workers(
     assert len(checkpoints(folder)) == 2 and logs(folder).count(" s after SIG") == 2
     for out in (folder / "packs").glob("*.out"):
         assert out.read_text() == ""  # no traceback
-    assert launches.run(tmp_path, *LONG).code == 0
-    assert left(folder) == whole
+    assert launches.run(tmp_path, *LONGER).code == 0
+    assert left(folder) == longer
 
 
 @pytest.mark.slow
 def test_workers_leave_with_their_parent(
-    launches: Launches, whole: dict[str, Left], tmp_path: Path
+    launches: Launches, longer: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
-    launch = launches.start(tmp_path, *LONG, TWO)
+    launch = launches.start(tmp_path, *LONGER, TWO)
     until(lambda: len(in_training(folder)) == 2, "training")
     launch.send(signal.SIGKILL)
     launch.wait()
     until(lambda: len(checkpoints(folder)) == 2 and logs(folder).count(" s after SIG") == 2, "save")
-    assert launches.run(tmp_path, *LONG).code == 0
-    assert left(folder) == whole
+    assert launches.run(tmp_path, *LONGER).code == 0
+    assert left(folder) == longer
 
 
 @pytest.mark.slow
@@ -254,7 +279,7 @@ def test_what_only_a_worker_can_see_fails_its_run(launches: Launches, tmp_path: 
 def test_a_failing_run_leaves_the_others_alone(
     workers: str, launches: Launches, tmp_path: Path
 ) -> None:
-    words = [*SMALL, "name=it", "method=topk", "training.tokens=4096"]
+    words = [*SMALL, SYNTHETIC, "name=it", "method=topk", "training.tokens=4096"]
     words += ["training.gradient_clip_norm=1e30", f"hydra.launcher.workers={workers}"]
     done = launches.run(tmp_path, *words, "training.lr=1e-3,1e30", "seed=0,1")
     assert done.code == 2 and "it: 2 of 4 runs are finished" in done.out
@@ -272,7 +297,7 @@ def test_a_failing_run_leaves_the_others_alone(
 
 # --- Force ---------------------------------------------------------------------------------
 
-BRIEF = [*SMALL, "method=topk", "k=4,8", "training.tokens=4096"]
+BRIEF = [*SMALL, SYNTHETIC, "method=topk", "k=4,8", "training.tokens=4096"]
 
 
 @pytest.mark.slow

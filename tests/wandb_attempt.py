@@ -3,7 +3,7 @@
 Does to the run's files and to the tracker what a member of a pack does: cuts `metrics.jsonl` back
 to the checkpoint, opens the tracker, logs a row now and then, and leaves on SIGTERM.
 
-Usage: python wandb_attempt.py SWEEP MODE CHECKPOINT ROWS SECONDS_PER_ROW WIDTH
+Its words: SWEEP MODE CHECKPOINT ROWS SECONDS_PER_ROW WIDTH
 """
 
 import json
@@ -64,12 +64,9 @@ def attempt(sweep: Path, mode: Any, checkpoint: int, rows: int, pause: float, wi
     return True
 
 
-def main(folder: str, mode: str, checkpoint: str, rows: str, pause: str, width: str) -> int:
+def main() -> int:
     """Run one attempt as a command."""
     session.FIRST_SENDS_EVERY_S = 1.0  # the least that W&B takes
+    folder, mode, checkpoint, rows, pause, width = sys.argv[1:]
     ended = attempt(Path(folder), mode, int(checkpoint), int(rows), float(pause), int(width))
     return 0 if ended else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps import hub
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
 READERS = {
@@ -78,7 +79,7 @@ def of_files(path: str, column: str, sample_by: str) -> Iterator[str]:
                 reader, data_files=names, split="train", streaming=True, **text
             )
 
-        yield from _column(load, name, where)
+        yield from _column(load, name, lambda error: where + _reason(error))
 
 
 def hub_source(node: dict[str, Any]) -> dict[str, Any]:
@@ -98,17 +99,31 @@ def of_data_set(node: dict[str, Any]) -> Iterator[str]:
         ConfigError: it cannot be had, or has no such split, or no such column of text.
     """
 
+    repository = hub.Repository("data.dataset", node["dataset"], node["revision"])
+    place = Path(node["dataset"]).expanduser()
+    of_hub = hub.is_name(node["dataset"]) and not place.is_dir()
+
     def load() -> Any:
+        if of_hub:
+            hub.settle()
         return _datasets().load_dataset(
-            str(Path(node["dataset"]).expanduser()),
+            str(place),
             node["config"],
             split=node["split"],
             revision=node["revision"],
             streaming=node["streaming"],
         )
 
-    where = f"data.dataset is {node['dataset']!r}: "
-    return _column(load, node["column"], where)
+    def fault(error: Exception) -> str:
+        # `datasets` leaves out what the hub had said, so that it is asked again.
+        refused = of_hub and (hub.worded(error, repository) or _asked(repository))
+        return refused or repository.what + _reason(error)
+
+    return _column(load, node["column"], fault)
+
+
+def _asked(repository: hub.Repository) -> str:
+    return "" if hub.silence() else hub.refusal(repository)
 
 
 def _datasets() -> Any:
@@ -119,7 +134,9 @@ def _datasets() -> Any:
     return datasets
 
 
-def _column(load: Callable[[], Any], column: str, where: str) -> Iterator[str]:
+def _column(
+    load: Callable[[], Any], column: str, fault: Callable[[Exception], str]
+) -> Iterator[str]:
     """Give a column's values, empty ones as ''; whatever a reader raises becomes one line."""
     try:
         rows = load()
@@ -134,7 +151,7 @@ def _column(load: Callable[[], Any], column: str, where: str) -> Iterator[str]:
     except StopIteration:
         return  # what `datasets` answers to a JSON file without a line
     except Exception as error:  # of pyarrow, of the hub, of a network, of a damaged file
-        raise ConfigError(where + _reason(error)) from error
+        raise ConfigError(fault(error)) from error
 
 
 def _check_column(column: str, known: Collection[str]) -> None:
@@ -153,8 +170,4 @@ def _text(value: object, column: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Say why documents cannot be had, and what to do where access must be asked for."""
-    reason = one_line(error)[:200] or type(error).__name__
-    gated = "gated" in reason.lower() or "401" in reason or "403" in reason
-    advice = " Accept its terms on that page, then: hf auth login." if gated else ""
-    return f"it cannot be read ({reason}).{advice}"
+    return f"it cannot be read ({one_line(error)[:200] or type(error).__name__})."

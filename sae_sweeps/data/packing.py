@@ -243,7 +243,8 @@ class _Build:
                 raise ConfigError(
                     f"data: {self.texts} documents fill no {split} row of data.context_tokens, "
                     f"which is {self.packing.context_tokens}, with data.held_out_share "
-                    f"{self.packing.held_out_share:g} of them held out."
+                    f"{self.packing.held_out_share:g} of them held out: more and smaller documents "
+                    "help (data.sample_by), or another share."
                 )
 
 

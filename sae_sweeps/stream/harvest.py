@@ -45,6 +45,8 @@ class Harvest:
             try:
                 stream = self._streams[key] = Stream(target, given, sample.pop(target))
                 stream.keep_held_out(held_out.pop(target))
+                if target.has_loss and configs[0]["evaluation"]["ce_tokens"]:
+                    stream.require_predictions()
             except ConfigError as error:  # the others' activations may be in order
                 self._streams[key] = error
 
@@ -140,6 +142,7 @@ class Chunks:
     def wait(self) -> None:
         """Wait until all is computed; raises what a pass raised."""
         self._acts = self.reading.result()
+        self.reading.parts.clear()
 
     def take(self, stream: Stream) -> Tensor:
         """The chunk [chunk, d_in] of a stream, scaled and shuffled; it can be had once.

@@ -11,6 +11,12 @@ from sae_sweeps.interfaces import Architecture, Divergence, Splice, Split, Targe
 from sae_sweeps.run import ConfigError
 from sae_sweeps.stream.order import HELD_OUT_SEED, Order, permutation
 
+PROBED_TOKENS = 1024
+NO_PREDICTIONS = (
+    "target_model: its predictions are not finite: its numbers may be too large for "
+    "target_model.dtype above the hook; evaluation.ce_tokens=0 does without predictions."
+)
+
 
 class Stream:
     """Scaled activation batches; chunk i is a pure function of target model, data and options.
@@ -39,7 +45,7 @@ class Stream:
         self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
         if sample is None:
             sample = self._tokens("train", 0, given.calibration_tokens)
-        if fault := fault_of(sample):
+        if fault := fault_of(sample, target):
             raise ConfigError(fault)
         self.raw_mean = sample.mean(0)
         self.offset = self.raw_mean if given.centre else torch.zeros_like(self.raw_mean)
@@ -98,7 +104,7 @@ class Stream:
         Raises:
             FloatingPointError: an activation is not finite.
         """
-        if fault := fault_of(tokens):
+        if fault := fault_of(tokens, self.target):
             raise FloatingPointError(fault)
         order = permutation(len(tokens), self.given.seed, 1, index)
         return self.scaled(tokens[order.to(tokens.device)])
@@ -128,7 +134,7 @@ class Stream:
 
     def keep_held_out(self, tokens: Float[Tensor, "tokens d_in"]) -> None:
         """Take the first unscaled held-out tokens for `held_out`."""
-        if fault := fault_of(tokens):
+        if fault := fault_of(tokens, self.target):
             raise ConfigError(fault)
         order = permutation(len(tokens), HELD_OUT_SEED, 2, 0)
         self._held_out[len(tokens)] = self.scaled(tokens)[order.to(tokens.device)]
@@ -146,15 +152,21 @@ class Stream:
                 "zero": torch.zeros_like,
                 "mean": lambda acts: self.raw_mean.expand_as(acts),
             }
-            self._reference_ce[tokens] = {
-                name: self.target.spliced_losses("held_out", rows, splice)
-                .ce.cpu()
-                .double()
-                .mean()
-                .item()
+            found = {
+                name: self.target.spliced_losses("held_out", rows, splice).ce.double().mean().item()
                 for name, splice in splices.items()
             }
+            if not math.isfinite(found["clean"]):
+                raise FloatingPointError(NO_PREDICTIONS)
+            self._reference_ce[tokens] = found
         return self._reference_ce[tokens]
+
+    @torch.no_grad()
+    def require_predictions(self) -> None:
+        """Refuse a model that overflows above the hook, as far as a few rows tell; ConfigError."""
+        rows = self.held_out_rows(min(PROBED_TOKENS, self.order.size("held_out")))
+        if not self.target.spliced_losses("held_out", rows, torch.clone).ce.isfinite().all():
+            raise ConfigError(NO_PREDICTIONS)
 
     def held_out_rows(self, tokens: int) -> Int[Tensor, " rows"]:
         """Held-out token rows that hold at least `tokens` tokens, in the order of `held_out`."""
@@ -173,15 +185,16 @@ def require_held_out(order: Order, tokens: int) -> None:
         raise ConfigError(f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens.")
 
 
-def fault_of(acts: Float[Tensor, "tokens d_in"]) -> str:
+def fault_of(acts: Float[Tensor, "tokens d_in"], target: TargetModel) -> str:
     """Say what is wrong with activations that are not all numbers; nothing where they are."""
     wrong = len(acts) - int(acts.isfinite().all(1).count_nonzero())
     if not wrong:
         return ""
-    return (
-        f"target_model: its activations are not finite on {wrong} of {len(acts)} tokens; its "
-        "numbers may be too large for target_model.dtype, else its weights are damaged."
-    )
+    text = f"target_model: its activations are not finite on {wrong} of {len(acts)} tokens; "
+    dtype = target.description.get("model_dtype")
+    if dtype == "float16":
+        return f"{text}target_model.dtype=float16 ends at 65,504, use bfloat16 or float32."
+    return f"{text}its weights or files are damaged."
 
 
 def in_order(acts: Float[Tensor, "tokens d_in"]) -> Splice:

@@ -1,15 +1,16 @@
 """Loads language models and tokenizers, from the hub or a folder; what is wrong is one line."""
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sae_sweeps import embedded
+from sae_sweeps import embedded, hub
 from sae_sweeps.run import ConfigError, one_line
+from sae_sweeps.target_model import fetching
 from sae_sweeps.target_model.passes import Bridged, Passes, Plain
 from sae_sweeps.target_model.sites import site
 
@@ -57,7 +58,10 @@ class Loader:
         from transformers import AutoTokenizer
 
         with self._worded():
-            return AutoTokenizer.from_pretrained(self.place, revision=self.revision)
+            made = AutoTokenizer.from_pretrained(self.place, revision=self.revision)
+            if len(made) <= len(made.all_special_ids):  # what some classes make of no files
+                raise ValueError("its tokenizer knows no text")
+            return made
 
     def passes(self, hook: str, compatibility_mode: bool) -> Passes:
         """The model, its weights loaded, `hook` attached: plain if that has it, else the bridge."""
@@ -78,7 +82,7 @@ class Loader:
         """Hugging Face's own modules, with the fastest attention that computes the same."""
         from transformers import AutoModelForCausalLM
 
-        with self._worded():
+        with self._worded(), self._told():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 self.place, revision=self.revision, dtype=self.dtype
             )
@@ -88,7 +92,7 @@ class Loader:
         """TransformerLens' bridge around them."""
         from transformer_lens.model_bridge import TransformerBridge
 
-        with self._worded():
+        with self._worded(), self._told():
             bridge: Any = TransformerBridge.boot_transformers(
                 self.place, revision=self.revision, device=str(self.device), dtype=self.dtype
             )
@@ -116,11 +120,33 @@ class Loader:
     @contextmanager
     def _worded(self) -> Generator[None]:
         try:
+            if self._of_hub:
+                hub.settle()
             yield
         except Exception as error:  # whatever a damaged or foreign folder makes the loaders raise
-            reason = one_line(error)[:200]
-            text = f"target_model.model is {self.name!r}: it does not load ({reason})"
-            raise ConfigError(text) from error
+            raise ConfigError(self._fault(error)) from error
+
+    def _told(self) -> AbstractContextManager[None]:
+        folder = hub.cache_folder() / f"models--{self.place.replace('/', '--')}"
+        return fetching.told(self.name, folder) if self._of_hub else nullcontext()
+
+    @property
+    def _of_hub(self) -> bool:
+        return hub.is_name(self.place) and not Path(self.place).is_dir()
+
+    def _fault(self, error: Exception) -> str:
+        """Say in one line why the model does not load."""
+        repository = hub.Repository("target_model.model", self.name, self.revision, self.place)
+        refused = hub.worded(error, repository) if self._of_hub else ""
+        if refused:
+            return refused
+        folder = hub.snapshot(self.place, self.revision) if self._of_hub else Path(self.place)
+        if folder and not hub.without_weights(folder) and not hub.has_tokenizer(folder):
+            return (
+                f"{repository.what}it has no tokenizer: save the model in a folder of your own, "
+                "with a tokenizer beside it."
+            )
+        return f"{repository.what}it does not load ({one_line(error)[:200]})"
 
 
 def dtype_for(name: str, device: torch.device) -> torch.dtype:
@@ -130,6 +156,17 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        features: Mapping[str, Any] = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        gains = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        gains = device.type == "cpu" and _cpu_has("avx512_bf16", "amx_bf16", "bf16")
     return torch.bfloat16 if gains else torch.float32
+
+
+def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a CPU has no instructions for a type's products."""
+    on_cpu = device.type == "cpu" and dtype == torch.float16
+    return on_cpu and not _cpu_has("avx512_fp16", "amx_fp16", "fp16")
+
+
+def _cpu_has(*features: str) -> bool:
+    told = getattr(torch.cpu, "get_capabilities", dict[str, Any])  # not in every torch
+    found: Mapping[str, Any] = told()
+    return any(found.get(feature) for feature in features)

@@ -108,12 +108,17 @@ class Plain(Passes):
 
     def _visited(self, hook: str, acts: Tensor) -> Tensor:
         visit: Visit | None = getattr(self._of_thread, "visit", None)
-        return acts if visit is None else visit(hook, acts)
+        if visit is None:
+            return acts
+        rows, seq = self._of_thread.shape
+        if acts.ndim == 2 and len(acts) == rows * seq:  # some models lay rows end to end
+            return visit(hook, acts.unflatten(0, (rows, seq))).flatten(0, 1)
+        return visit(hook, acts)
 
     def logits(
         self, tokens: Int[Tensor, "rows seq"], visit: Visit | None
     ) -> Float[Tensor, "rows seq vocabulary"]:
-        self._of_thread.visit = visit
+        self._of_thread.visit, self._of_thread.shape = visit, tokens.shape
         try:
             return self.model(input_ids=tokens, use_cache=False).logits
         finally:

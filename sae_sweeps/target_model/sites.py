@@ -46,6 +46,4 @@ def _of(component: Any, words: list[str], path: list[str]) -> Site | None:
     meant = component.hook_aliases.get(words[0]) if len(words) == 1 else None
     if meant is None:
         return _within(component.submodules, words, path)
-    names = [meant] if isinstance(meant, str) else meant
-    found = (_of(component, name.split("."), path) for name in names)
-    return next((place for place in found if place is not None), None)
+    return _of(component, meant.split("."), path)

@@ -1,6 +1,7 @@
 """Any language model that TransformerLens knows, by hub name or folder, at any of its hooks."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from sae_sweeps import interrupt
 from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.run import ConfigError
-from sae_sweeps.target_model.loading import Loader, dtype_for
+from sae_sweeps.target_model.loading import Loader, dtype_for, is_slow
 from sae_sweeps.target_model.passes import Visit
+
+log = logging.getLogger("sae_sweeps.target_model")
 
 MIN_CONTEXT = 3
 """BOS, a token to splice at, and one to predict from it"""
@@ -49,6 +52,9 @@ class TransformerLens(TargetModel):
         self.device, self.rows_at_once = device, rows_per_forward
         self.rows_per_forward = rows_per_forward
         loader = Loader(model, revision, device, dtype_for(dtype, device))
+        if is_slow(loader.dtype, device):
+            text = "target_model.dtype is %r: 100 times slower on this CPU than bfloat16 or float32"
+            log.warning(text, dtype)
         self.has_loss = loader.is_causal
         self.passes = loader.passes(hook, compatibility_mode)
         self.hook = hook

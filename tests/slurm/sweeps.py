@@ -21,6 +21,8 @@ WORDS = (
     *("stream.repeat=true", "evaluation.tokens=4096", "evaluation.ce_tokens=1024"),
 )
 """Two runs in one pack, whose length is `training.tokens`."""
+QUICK = "target_model=synthetic"
+"""To the stream one target model is as another, and this one takes jobs no 3 s to import."""
 JOB = ("hydra/launcher=slurm", "hydra.launcher.memory=1500M", "hydra.launcher.cpus=2")
 
 

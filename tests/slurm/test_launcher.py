@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from .conftest import Slurm, until
-from .sweeps import JOB, WORDS, jobs, left_behind, sae_sweeps, status, submit, wait_for_end
+from .sweeps import JOB, QUICK, WORDS, jobs, left_behind, sae_sweeps, status, submit, wait_for_end
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-SHORT = ("training.tokens=16384", "training.log_every_tokens=4096")
+SHORT = (QUICK, "training.tokens=16384", "training.log_every_tokens=4096")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def test_a_sweep_is_submitted_and_ends_as_the_local_one(
     found = wait_for_end(slurm, folder)
     assert found["counts"]["done"] == 4
     assert left_behind(folder) == left_behind(local)
-    assert (folder / "pareto.png").exists()
     for job in jobs(folder):
         ended = ("sacct", "-o", "State", "-j", job)
         until(lambda command=ended: "COMPLETED" in slurm.run(*command), "the job's end")
+    assert (folder / "pareto.png").exists()
     # The same command once more finds nothing to do, and needs no job for it.
     more = sae_sweeps(slurm, tmp_path, *WORDS, *JOB, "name=it", *words)
     assert more.returncode == 0 and "4 finished before" in more.stdout

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from .conftest import Slurm, until
 from .sweeps import (
     JOB,
+    QUICK,
     WORDS,
     jobs,
     left_behind,
@@ -27,7 +28,7 @@ from .sweeps import (
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 PLUGINS = os.environ.get("HYDRA_PLUGINS_PATH", "")
-SHORT = ("training.tokens=16384",)
+SHORT = (QUICK, "training.tokens=16384")
 STOCK = ("hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=2")
 
 MODULE = '''
@@ -91,7 +92,7 @@ def test_optuna_gets_figures_of_runs_on_the_cluster(
 def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:
     done = sae_sweeps(slurm, tmp_path, "-m", *WORDS, *SHORT, "name=it", *STOCK)
     assert done.returncode == 0, done.stdout + done.stderr
-    here = sae_sweeps(slurm, tmp_path, *WORDS, "training.tokens=16384", "name=here")
+    here = sae_sweeps(slurm, tmp_path, *WORDS, *SHORT, "name=here")
     assert here.returncode == 0, here.stderr
     outputs = tmp_path / "outputs"
     assert left_behind(outputs / "it") == left_behind(outputs / "here")
@@ -99,7 +100,7 @@ def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_path: Path) -> None:
     """The sweep waits in another process; here its only job is warned, saves and is requeued."""
-    words = [*WORDS, "method=topk", "training.tokens=262144", "name=it", *STOCK]
+    words = [*WORDS, QUICK, "method=topk", "training.tokens=524288", "name=it", *STOCK]
     words.remove("method=topk,mutual_choice")
     command = [sys.executable, "-m", "sae_sweeps", "-m", *words]
     waiting = subprocess.Popen(command, cwd=tmp_path, env={**slurm.env, "OMP_NUM_THREADS": "1"})
@@ -118,9 +119,9 @@ def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_p
 
 def test_a_second_launch_leaves_to_the_first_what_is_its_own(slurm: Slurm, tmp_path: Path) -> None:
     """Submitted twice with an axis more: the second has the new runs only, and may cancel all."""
-    folder = submit(slurm, tmp_path, "training.tokens=1000000")
+    folder = submit(slurm, tmp_path, QUICK, "training.tokens=5000000")
     until(lambda: len(processes(folder)) == 1, "the first job's start", 60)
-    words = (*WORDS, "training.tokens=1000000", "name=it")
+    words = (*WORDS, QUICK, "training.tokens=5000000", "name=it")
     again = sae_sweeps(slurm, tmp_path, *words, *JOB, "seed=0,1")
     assert "2 runs to train, 2 under way in job" in again.stdout
     [second] = jobs(folder)
@@ -136,6 +137,6 @@ def test_a_second_launch_leaves_to_the_first_what_is_its_own(slurm: Slurm, tmp_p
 
 
 def test_memory_that_runs_out_is_said(slurm: Slurm, tmp_path: Path) -> None:
-    folder = submit(slurm, tmp_path, *SHORT, "hydra.launcher.memory=300M")
+    folder = submit(slurm, tmp_path, "training.tokens=16384", "hydra.launcher.memory=300M")
     [reason] = {run["reason"] for run in wait_for_end(slurm, folder)["runs"]}
     assert "ended as" in reason and "emory limit" in reason

@@ -11,6 +11,7 @@ import pytest
 
 from .conftest import NODES, Slurm, new_cluster, start, until
 from .sweeps import (
+    QUICK,
     end_node,
     jobs,
     kill,
@@ -30,7 +31,7 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-LENGTH = ("training.tokens=196608", "training.log_every_tokens=8192")
+LENGTH = (QUICK, "training.tokens=393216", "training.log_every_tokens=8192")
 DISTURBED_AT = 40_000
 OFTEN = "checkpoint_minutes=0.002"
 """Where no signal comes, or too late, the clock saves."""

@@ -1,0 +1,63 @@
+"""A download is told of while it goes, and a model that is here is not."""
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from sae_sweeps.target_model import fetching
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:
+    monkeypatch.setattr(fetching, "EVERY_S", 0.01)
+    caplog.set_level(logging.INFO, "sae_sweeps.target_model")
+    return caplog.messages
+
+
+def lines_come(lines: list[str], count: int) -> bool:
+    until = time.monotonic() + 10
+    while len(lines) < count and time.monotonic() < until:
+        time.sleep(0.005)
+    return len(lines) >= count
+
+
+def test_what_comes_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, told: list[str]
+) -> None:
+    del told
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "old").write_bytes(bytes(50_000_000))
+    with fetching.told("some/model", tmp_path):
+        for part in (1, 2):
+            with (tmp_path / "blobs" / "new.incomplete").open("ab") as file:
+                file.write(bytes(30_000_000))
+            assert lines_come(caplog.messages, part)
+        (tmp_path / "link").symlink_to(tmp_path / "blobs" / "old")
+    *during, last = caplog.messages
+    assert during[-1] == "target model: 0.06 GB of some/model fetched so far"
+    assert len(during) >= 2 and all("of some/model fetched so far" in line for line in during)
+    assert last.startswith("target model: 0.06 GB of some/model fetched in ")
+
+
+def test_a_model_that_is_here_is_not_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, told: list[str]
+) -> None:
+    del told
+    (tmp_path / "old").write_bytes(bytes(3_000_000))
+    with fetching.told("some/model", tmp_path):
+        (tmp_path / "refs").write_bytes(b"main")
+        time.sleep(0.05)
+    assert caplog.messages == []
+
+
+def test_a_folder_that_is_not_there_yet_may_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, told: list[str]
+) -> None:
+    del told
+    with pytest.raises(OSError, match="the net"), fetching.told("x", tmp_path / "new"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "part").write_bytes(bytes(5_000_000))
+        raise OSError("the net")
+    assert "fetched in" in caplog.messages[-1]
