@@ -17,7 +17,7 @@ from tests.launches import Launches, launches
 
 __all__ = ["launches"]  # a fixture
 
-EXAMPLES = 500
+EXAMPLES = 300
 SHORTEST, LONGEST = 30, 420
 PROGRESS = re.compile(r" *\d+ %, ")
 INTERNALS = ("Traceback", "<class", "omegaconf.errors", "object at 0x", "Warning", "Exception")

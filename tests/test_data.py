@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
@@ -407,24 +405,3 @@ def test_a_copy_in_the_cache_of_datasets_needs_no_hub(
 
 
 # --- Training on them ----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_own_text_gives_a_pareto_table(tmp_path: Path) -> None:
-    """The command line of the README, on a folder of text files; the second time from the cache."""
-    (tmp_path / "my_text").mkdir()
-    for index in range(400):
-        text = "".join(f"def f{i}(x):\n    return x * {i * index}\n\n" for i in range(20))
-        (tmp_path / "my_text" / f"{index}.txt").write_text(text)
-    words = ["data=text", "data.path=my_text", "method=topk,mutual_choice", "k=4,8", "d_sae=64"]
-    words += ["training.tokens=16384", "evaluation.tokens=4096", "evaluation.ce_tokens=1024"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "SAE_SWEEPS_CACHE": str(tmp_path / "cache")}
-    for name, packs in (("one", True), ("two", False)):
-        line = [sys.executable, "-m", "sae_sweeps", *words, f"name={name}", "tracking=off"]
-        done = subprocess.run(
-            line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert ("packs tokens" in done.stderr) == packs
-        table = (tmp_path / "outputs" / name / "pareto.csv").read_text().splitlines()
-        assert len(table) >= 5

@@ -143,7 +143,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
         assert tensor.equal(theirs[name]), f"{one.name}: {name}"
 
 
-@pytest.mark.parametrize("method", ["gated", "feature_choice"])
+@pytest.mark.parametrize("method", ["feature_choice"])
 def test_a_run_alone_has_the_weights_it_has_packed(job: Path, method: str, tmp_path: Path) -> None:
     assert sae_sweeps(tmp_path, f"method={method}", "k=16", "name=alone", "tracking=off") == 0
     [alone] = (tmp_path / "outputs" / "alone" / "runs").iterdir()

@@ -118,7 +118,7 @@ def test_members_go_on_from_different_positions(undisturbed: list[Run], tmp_path
         with pytest.raises(Interrupted):
             train_pack([alone], Off(), Interrupting(0, batches))
     positions = {
-        (found.tokens if (found := latest(run.folder / "checkpoint", run.folder.name)) else 0)
+        (found.tokens if (found := latest(run.folder / "checkpoint", identity_of(run))) else 0)
         for run in runs
     }
     assert len(positions) == 5

@@ -259,8 +259,8 @@ def test_a_finished_pack_lets_go_of_its_stream(
     made: list[weakref.ref[Stream]] = []
     initialise = Stream.__init__
 
-    def remember(self: Stream, target: TargetModel, given: options.Stream) -> None:
-        initialise(self, target, given)
+    def remember(self: Stream, *given: Any) -> None:
+        initialise(self, *given)
         made.append(weakref.ref(self))
 
     monkeypatch.setattr(Stream, "__init__", remember)

@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ class Place:
     def logs(self) -> list[Path]:
         """W&B's logs of all attempts that `wandb sync` may see, oldest first."""
         paths = (self.sweep / "wandb").glob("*run-2*/run-*.wandb")
-        return sorted(paths, key=lambda path: path.stat().st_ctime_ns)
+        times: dict[Path, int] = {}
+        for path in paths:
+            with suppress(FileNotFoundError):  # set aside in between
+                times[path] = path.stat().st_ctime_ns
+        return sorted(times, key=times.__getitem__)
 
     def rows(self) -> list[dict[str, Any]]:
         """What W&B must have, from the run's own file."""

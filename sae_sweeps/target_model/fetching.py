@@ -11,8 +11,8 @@ log = logging.getLogger("sae_sweeps.target_model")
 
 EVERY_S = 5.0
 """Between two lines"""
-LEAST_BYTES = 2**20
-"""Growth that is worth a line: a model that is here already is asked about with a few bytes"""
+LEAST_BYTES = 2**24
+"""Growth that is worth a line"""
 
 
 @contextmanager
