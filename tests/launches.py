@@ -87,6 +87,7 @@ class Launches:
 
     def __init__(self) -> None:
         self.server, self.count = ForkServer(), 0
+        self.started: list[Launch] = []
 
     def start(
         self,
@@ -102,7 +103,16 @@ class Launches:
         out, err = (str(home / f"{name}-{self.count}") for name in ("out", "err"))
         given = dict(env or environment() | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"})
         command = Command(words, str(home / cwd), out, err, given, **how)
-        return Launch(self.server, self.server.start(command), Path(out), Path(err))
+        launch = Launch(self.server, self.server.start(command), Path(out), Path(err))
+        self.started.append(launch)
+        return launch
+
+    def close(self) -> None:
+        """End the server, and what a test that failed left running."""
+        for launch in self.started:
+            if not launch.ended():
+                launch.send_all(signal.SIGKILL)
+        self.server.close()
 
     def run(self, home: Path, *words: str, **also: Any) -> Launch:
         """Run `sae-sweeps WORDS` in `home` to its end."""
@@ -115,7 +125,7 @@ class Launches:
 def the_launches() -> Launches:
     """All of this test process's: loading takes as long as twenty commands."""
     launches = Launches()
-    atexit.register(launches.server.close)
+    atexit.register(launches.close)
     return launches
 
 

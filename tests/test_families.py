@@ -15,6 +15,8 @@ import torch
 from families import (
     CPU,
     FAMILIES,
+    GEMMA,
+    KINDS,
     LAYERS,
     WIDTH,
     Drawn,
@@ -24,11 +26,12 @@ from families import (
     target,
     teach,
     text,
+    tokenizer,
 )
 from small import small_run
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 from sae_sweeps.data.packing import first_token, tokenizer_hash
 from sae_sweeps.run import ConfigError, identity, pass_identity, stream_identity
@@ -570,6 +573,28 @@ for revision in (None, "main", "step3", "b" * 40, "nowhere"):
         found[f"{revision} {mode}"] = figure
 Path("found.json").write_text(json.dumps(found))
 """
+
+
+def test_a_model_of_texts_and_images_is_one_of_texts(tmp_path: Path) -> None:
+    images = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    images |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    ids: dict[str, Any] = {"boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7}
+    texts = GEMMA | {"layer_types": KINDS}
+    config = Gemma3Config(text_config=texts, vision_config=images, mm_tokens_per_image=1, **ids)
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    enliven(model)
+    model.save_pretrained(tmp_path)
+    tokenizer(FAMILIES["gemma3"]).save_pretrained(tmp_path)
+    made, rows = target(tmp_path, POST), torch.arange(3)
+    assert isinstance(made.passes, Plain) and made.has_loss
+    tokens = made.tokens["train"][rows]
+    with torch.no_grad():
+        found = model(input_ids=tokens, output_hidden_states=True, use_cache=False)
+        ce = made.spliced_losses("train", rows, torch.clone).ce
+    assert_close(made.activations("train", rows), found.hidden_states[2][:, 1:].flatten(0, 1))
+    expected = F.cross_entropy(found.logits[:, 1:-1].mT, tokens[:, 2:], reduction="none")
+    assert_close(ce, expected)
 
 
 @pytest.mark.slow

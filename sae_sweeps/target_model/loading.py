@@ -14,6 +14,9 @@ from sae_sweeps.target_model import fetching
 from sae_sweeps.target_model.passes import Bridged, Passes, Plain
 from sae_sweeps.target_model.sites import site
 
+CAUSAL = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+"""Classes of transformers; the second one's models read texts without images too."""
+
 
 class Loader:
     """A model by the name of `target_model.model`, whose parts are loaded as they are needed.
@@ -45,13 +48,17 @@ class Loader:
 
     @property
     def is_causal(self) -> bool:
-        """Whether the model predicts each next token."""
+        """Whether the model predicts each next token of a text."""
+        return self._model_class.__name__ in CAUSAL
+
+    @cached_property
+    def _model_class(self) -> Any:
+        """What of transformers loads this architecture."""
         from transformer_lens.model_bridge.sources.transformers.helpers import (
             get_hf_model_class_for_architecture,
         )
-        from transformers import AutoModelForCausalLM
 
-        return get_hf_model_class_for_architecture(self.architecture) is AutoModelForCausalLM
+        return get_hf_model_class_for_architecture(self.architecture)
 
     def tokenizer(self) -> Any:
         """The model's tokenizer, unchanged."""
@@ -80,10 +87,8 @@ class Loader:
 
     def _plain(self) -> Passes:
         """Hugging Face's own modules, with the fastest attention that computes the same."""
-        from transformers import AutoModelForCausalLM
-
         with self._worded(), self._told():
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = self._model_class.from_pretrained(
                 self.place, revision=self.revision, dtype=self.dtype
             )
             return Plain(model.to(self.device).eval().requires_grad_(False), self._components)
