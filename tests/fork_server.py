@@ -170,8 +170,11 @@ def limit(command: Command) -> None:
         os.close(reading)
         os.dup2(writing, 1)
         os.dup2(writing, 2)
-    for signum in command.ignored:
-        signal.signal(signum, signal.SIG_IGN)
+    # Whoever runs the tests in the background may have these ignored.
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        ignored = signum in command.ignored
+        default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+        signal.signal(signum, signal.SIG_IGN if ignored else default)
     if command.limited:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         memory = pages * resource.getpagesize() + MEMORY_BYTES

@@ -353,7 +353,9 @@ def test_force_takes_nobodys_run_away(
     folder = tmp_path / "outputs/it"
     first = launches.start(tmp_path, *LONG)
     until(lambda: trained(folder) >= 5000, "tokens")
+    first.send_all(signal.SIGSTOP)  # however fast it is
     second = launches.run(tmp_path, *LONG, "force=true")
+    first.send_all(signal.SIGCONT)
     assert second.code == 1
     [line] = second.err.splitlines()
     assert "in use by another sae-sweeps" in line
