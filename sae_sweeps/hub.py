@@ -212,10 +212,7 @@ def worded(error: BaseException, repository: Repository) -> str:
     noun = "model" if repository.is_model else "data set"
     revision = f"{repository.key.partition('.')[0]}.revision is {repository.revision!r}: "
     lines: tuple[tuple[type[BaseException], str], ...] = (
-        (
-            e.GatedRepoError,
-            f"{about}it is gated. Accept its terms on {page}, then {LOG_IN}.",
-        ),
+        (e.GatedRepoError, f"{about}it is gated. Accept its terms on {page}, then {LOG_IN}."),
         (
             e.RevisionNotFoundError,
             f"{revision}{repository.given!r} has no such branch, tag or commit; see {page}.",

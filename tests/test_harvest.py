@@ -426,6 +426,25 @@ def test_a_hook_without_numbers_fails_its_own_runs(tmp_path: Path) -> None:
         assert_equal_runs(run, other)
 
 
+def test_predictions_without_numbers_fail_the_runs_that_measure_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a few rows did not show it; runs of the other hook are finished all the same."""
+    nodes = [small_run(tmp_path, f"target_model.hook={hook}") for hook in POST[:2]]
+    reference_ce = Stream.reference_ce
+
+    def spoilt(stream: Stream, tokens: int) -> dict[str, float]:
+        if stream.target.hook == POST[0]:
+            raise FloatingPointError("predictions are not finite")
+        return reference_ce(stream, tokens)
+
+    monkeypatch.setattr(Stream, "reference_ce", spoilt)
+    outcomes = train(*nodes)
+    assert finished(outcomes) == [False, True]
+    assert isinstance(outcomes[0], FloatingPointError)
+    assert [(run.folder / "failed.json").exists() for run in nodes] == [True, False]
+
+
 def test_without_isolation_what_is_wrong_is_told_before_anything_is_written(tmp_path: Path) -> None:
     runs = runs_at(tmp_path, [own("a"), own("always")])
     with pytest.raises(ConfigError, match=r"target_model: .*not finite"):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any
 
@@ -147,13 +147,16 @@ def _ahead(
     active: list[Member], harvest: Harvest, pool: ThreadPoolExecutor, index: int
 ) -> Chunks | None:
     """Begin with chunk `index`, if anyone will need it, else with what evaluation needs."""
-    streams = _streams(_unfinished(active), index)
+    active = _unfinished(active)
+    streams = _streams(active, index)
     if streams:
         return harvest.begin(index, streams, pool)
-    for stream in {member.stream for member in active if member.stream.target.has_loss}:
-        # Before the members ask for it, all at once.
-        for tokens in {m.evaluation.ce_tokens for m in active if m.stream is stream} - {0}:
-            stream.reference_ce(tokens)
+    wanted = {(m.stream, m.evaluation.ce_tokens) for m in active if m.stream.target.has_loss}
+    for stream, tokens in wanted:
+        # Before the members ask for it, all at once; what it raises is told to those who do.
+        with suppress(Exception):
+            if tokens:
+                stream.reference_ce(tokens)
     return None
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from sae_sweeps.build import build
 from sae_sweeps.embedded import MODEL
-from sae_sweeps.interfaces import Split, TargetModel
+from sae_sweeps.interfaces import Split
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.target_model.loading import Loader
 from sae_sweeps.target_model.transformer_lens import TransformerLens
@@ -135,21 +136,18 @@ def share_of_a_sweep(home: Path, folder: Path, dtype: str) -> dict[str, float]:
     spent: list[float] = []
     activations = TransformerLens.activations
 
-    def timed(target: TargetModel, split: Split, rows: Tensor) -> Tensor:
+    def timed(target: TransformerLens, split: Split, rows: Tensor) -> Tensor:
         began = time.thread_time()
         try:
-            return activations(target, split, rows)  # type: ignore[arg-type]
+            return activations(target, split, rows)
         finally:
             spent.append(time.thread_time() - began)
 
     base = [*words(folder, 128, dtype), *SWEEP, "evaluation.ce_tokens=0"]
     runs = [small_run(home, *base, f"method={method}", f"k={k}") for method, k in TWELVE]
-    TransformerLens.activations = timed  # type: ignore[method-assign]
     began = time.process_time()
-    try:
+    with patch.object(TransformerLens, "activations", timed):
         assert not any(isinstance(result, Exception) for result in train(*runs))
-    finally:
-        TransformerLens.activations = activations  # type: ignore[method-assign]
     seconds = time.process_time() - began
     return {"cpu_s": seconds, "harvest_cpu_s": sum(spent), "share": sum(spent) / seconds}
 
@@ -205,13 +203,10 @@ def main() -> None:
             for dtype in ("float32", "bfloat16"):
                 row = {"context": context, "dtype": dtype}
                 found["compared"].append(row | compared(home, folder, context, dtype))
-                print(found["compared"][-1])  # noqa: T201
         for dtype in ("float32", "bfloat16"):
             found["layers"].append({"dtype": dtype} | layers(home, folder, dtype))
-            print(found["layers"][-1])  # noqa: T201
         for dtype in ("float32", "bfloat16"):
             found["sweep"].append({"dtype": dtype} | share_of_a_sweep(home, folder, dtype))
-            print(found["sweep"][-1])  # noqa: T201
     (RESULTS / "harvest.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "harvest.md").write_text(table(found))
 
