@@ -390,7 +390,11 @@ class TargetModel(ABC):
     def activations_at(
         self, hooks: Sequence[str], split: Split, rows: Int[Tensor, " rows"]
     ) -> list[Float[Tensor, "tokens d_in"]]:
-        """`activations` at several hooks, own or of what `beside` gave, from one pass."""
+        """`activations` at several hooks, own or of what `beside` gave, from one pass.
+
+        Raises:
+            NotImplementedError: a variant whose `beside` gives nothing is never asked.
+        """
         raise NotImplementedError
 
     @abstractmethod
