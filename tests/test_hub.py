@@ -114,7 +114,6 @@ def test_what_the_hub_gives_or_may_soon_give_is_left_to_loading(
 def test_a_hub_that_connects_and_says_nothing_does_not_hold_a_command_up(
     run: Callable[..., int], online: FakeHub, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "LIMIT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
         start = time.monotonic()
