@@ -7,7 +7,6 @@ Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,107 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class SparseActs:
-    """The activations of a batch: token-latent-value triples ordered by token, dense on demand.
-
-    Without an allocator half of all latents can be active early in training; such a batch is held
-    as its matrix, because there a dense product is faster. Who reads it need not know which.
-    """
-
-    shape: tuple[int, int]
-    """(batch, d_sae)"""
-    flat: Int[Tensor, " n"] | None
-    """token * d_sae + latent of each triple, ascending; None where `values` is the whole matrix"""
-    values: Float[Tensor, " n"] | Float[Tensor, "batch d_sae"]
-    """non-negative activations; entries with value 0 are listed but not active"""
-
-    @property
-    def tokens(self) -> Int[Tensor, " n"]:
-        """Token of each triple."""
-        return torch.div(self._indices, self.shape[1], rounding_mode="floor")
-
-    @property
-    def latents(self) -> Int[Tensor, " n"]:
-        """Latent of each triple."""
-        return self._indices % self.shape[1]
-
-    @property
-    def _indices(self) -> Int[Tensor, " n"]:
-        if self.flat is None:
-            return self.values.flatten().nonzero().squeeze(1)
-        return self.flat
-
-    def relu(self) -> "SparseActs":
-        """The same entries, negative ones set to 0."""
-        return SparseActs(self.shape, self.flat, self.values.relu())
-
-    def times(self, factors: Float[Tensor, " d_sae"]) -> "SparseActs":
-        """The same entries, each latent's times its factor."""
-        own = factors if self.flat is None else factors[self.latents]
-        return SparseActs(self.shape, self.flat, self.values * own)
-
-    def dense(self) -> Float[Tensor, "batch d_sae"]:
-        """The activations as a matrix."""
-        if self.flat is None:
-            return self.values
-        zeros = self.values.new_zeros(self.shape[0] * self.shape[1])
-        return zeros.scatter(0, self.flat, self.values).view(self.shape)
-
-    @cached_property
-    def active(self) -> Bool[Tensor, " n"] | Bool[Tensor, "batch d_sae"]:
-        """Which entries of `values` are activations: the strictly positive ones."""
-        return self.values > 0
-
-    @cached_property
-    def tokens_per_latent(self) -> Int[Tensor, " d_sae"]:
-        """Tokens on which each latent is active."""
-        if self.flat is None:
-            return self.active.sum(0)
-        return torch.bincount(self.latents[self.active], minlength=self.shape[1])
-
-    def l0_per_token(self) -> Int[Tensor, " batch"]:
-        """Active latents of each token."""
-        if self.flat is None:
-            return self.active.sum(1)
-        return torch.bincount(self.tokens[self.active], minlength=self.shape[0])
-
-    def l0(self) -> Float[Tensor, ""]:
-        """Mean active latents per token."""
-        return self.tokens_per_latent.sum() / self.shape[0]
-
-
-MAX_LISTED = 1 / 16
-"""Share of all pairs up to which listing them pays; measured at d_in 128 on a CPU."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which token-latent pairs an allocator lets through."""
-
-    flat: Int[Tensor, " n"] | None
-    """token * d_sae + latent, ascending; None lets everything through"""
-
-    def among(self, active: Callable[[], Bool[Tensor, "batch d_sae"]]) -> "Selection":
-        """The same for values that are 0, with gradient 0, wherever `active` is false.
-
-        Where everything is selected and little is active, the active pairs are listed: products
-        with few triples cost less than with the matrix. It depends on the values alone.
-        """
-        if self.flat is not None:
-            return self
-        listed = active()
-        if listed.count_nonzero() > MAX_LISTED * listed.numel():
-            return self
-        return Selection(listed.flatten().nonzero().squeeze(1))
-
-    def of(self, values: Float[Tensor, "batch d_sae"]) -> SparseActs:
-        """`values` at the selected pairs, differentiable in `values`."""
-        shape = (values.shape[0], values.shape[1])
-        if self.flat is None:
-            return SparseActs(shape, None, values)
-        return SparseActs(shape, self.flat, values.flatten().gather(0, self.flat))
+from sae_sweeps.acts import MAX_LISTED, PreActs, Selection, SparseActs
 
 
 @dataclass(frozen=True)
@@ -124,11 +23,13 @@ class Step:
 
     x: Float[Tensor, "batch d_in"]
     """scaled activations"""
-    pre_acts: Float[Tensor, "batch d_sae"]
+    pre_acts: PreActs
     """before rectifier, threshold and allocator"""
     affinities: Float[Tensor, "batch d_sae"]
     """detached: what the allocator ranked"""
     selection: Selection
+    selected: SparseActs
+    """`pre_acts` at the selection"""
     acts: SparseActs
     recon: Float[Tensor, "batch d_in"]
     W_dec: Float[Tensor, "d_sae d_in"]
@@ -176,10 +77,16 @@ class Allocator(nn.Module, ABC):
 
     sets_budget: ClassVar[bool]
     """whether it fixes the number of active latents; then sparsity penalties are off by default"""
+    ranks: ClassVar[bool] = True
+    """whether it reads affinities"""
 
     @abstractmethod
     def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
         """Select pairs; the selection carries no gradient."""
+
+    def by_latent(self) -> bool:
+        """Whether it reads the next affinities latent by latent; they are laid out so in memory."""
+        return False
 
     @abstractmethod
     def observe(self, step: Step, progress: Progress) -> None:
@@ -206,6 +113,8 @@ class Architecture(nn.Module, ABC):
     allocator: Allocator
     unit_norm: bool = True
     """whether training keeps the decoder's rows at unit norm"""
+    max_listed: float = MAX_LISTED
+    """share of token-latent pairs up to which products are made pair by pair"""
 
     @abstractmethod
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:

@@ -1,26 +1,104 @@
-"""Products with sparse activations, as pure functions."""
+"""Products with sparse matrices, given as token-latent pairs with a value each.
+
+Each of the three has its dense counterpart beside it, for matrices that are held as such: these
+are the reference, and what runs where many pairs are listed.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae_sweeps.interfaces import SparseActs
+
+@dataclass(frozen=True)
+class Pairs:
+    """Token-latent pairs of a batch, ordered by token."""
+
+    shape: tuple[int, int]
+    """(batch, d_sae)"""
+    flat: Int[Tensor, " n"]
+    """token * d_sae + latent of each pair, ascending"""
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, " n"]:
+        """Token of each pair."""
+        return torch.div(self.flat, self.shape[1], rounding_mode="floor")
+
+    @cached_property
+    def latents(self) -> Int[Tensor, " n"]:
+        """Latent of each pair."""
+        return self.flat % self.shape[1]
+
+    @cached_property
+    def token_starts(self) -> Int[Tensor, " borders"]:
+        """Where each token's pairs begin, and where the last one's end."""
+        borders = torch.arange(self.shape[0] + 1, device=self.flat.device) * self.shape[1]
+        return torch.searchsorted(self.flat, borders)
+
+    @cached_property
+    def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " borders"]]:
+        """The pairs' numbers ordered by latent, then token; where each latent's begin."""
+        order = self.latents.to(torch.int32).argsort(stable=True)
+        ends = torch.bincount(self.latents, minlength=self.shape[1]).cumsum(0)
+        return order, torch.cat([ends.new_zeros(1), ends])
 
 
-def decode(acts: SparseActs, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-    """acts @ W_dec, reading only the rows of `W_dec` that are listed."""
-    if acts.flat is None:
-        return acts.values @ W_dec
+def times(
+    pairs: Pairs | None, values: Tensor, rows: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "batch d_in"]:
+    """values @ rows."""
+    if pairs is None:
+        return values @ rows
+    return _sums(pairs.latents, values, pairs.token_starts, rows)
+
+
+def transposed_times(
+    pairs: Pairs | None, values: Tensor, rows: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, "d_sae d_in"]:
+    """values.T @ rows.
+
+    Sorted by latent, the pairs are those of another sparse matrix: each output row is a sum of
+    input rows, with no atomic additions and so always in the same order.
+    """
+    if pairs is None:
+        return values.T @ rows
+    order, starts = pairs.by_latent
+    return _sums(pairs.tokens[order], values[order], starts, rows)
+
+
+def products(
+    pairs: Pairs | None, left: Float[Tensor, "batch d_in"], right: Float[Tensor, "d_sae d_in"]
+) -> Tensor:
+    """left @ right.T: of each pair, or the matrix."""
+    if pairs is None:
+        return left @ right.T
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        zeros = torch.sparse_csr_tensor(
+            pairs.token_starts,
+            pairs.latents,
+            left.new_zeros(len(pairs.flat)),
+            size=pairs.shape,
+            check_invariants=False,
+        )
+    return torch.sparse.sampled_addmm(zeros, left, right.T, beta=0.0).values()
+
+
+def per_latent(pairs: Pairs | None, values: Tensor, d_sae: int) -> Num[Tensor, " d_sae"]:
+    """Sum of each latent's values."""
+    if pairs is None:
+        return values.sum(0)
+    return values.new_zeros(d_sae).index_add(0, pairs.latents, values)
+
+
+def _sums(
+    indices: Int[Tensor, " n"], weights: Float[Tensor, " n"], starts: Tensor, rows: Tensor
+) -> Tensor:
+    """Weighted sums of `rows[indices]` between each start and the next."""
     return F.embedding_bag(
-        acts.latents,
-        W_dec,
-        _starts(acts.tokens, acts.shape[0]),
-        mode="sum",
-        per_sample_weights=acts.values,
+        indices, rows, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
-
-
-def _starts(tokens: Int[Tensor, " n"], batch: int) -> Int[Tensor, " batch"]:
-    """Where each token's triples begin."""
-    return torch.searchsorted(tokens, torch.arange(batch, device=tokens.device))

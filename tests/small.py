@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from sae_sweeps.acts import PreActs
 from sae_sweeps.config import checked, identity
 from sae_sweeps.interfaces import Rows
 from sae_sweeps.run import Run
@@ -67,6 +68,13 @@ def small_run(folder: Path, *overrides: str) -> Run:
 def train(*runs: Run) -> list[dict[str, Any] | Exception]:
     """Train runs that share a stream."""
     return train_pack(list(runs), Off(), Quiet())
+
+
+def pre_acts_of(values: Float[Tensor, "batch d_sae"]) -> PreActs:
+    """Pre-activations of which nothing but the values will be asked."""
+    batch, d_sae = values.shape
+    weights, none = torch.zeros(1, d_sae), torch.zeros(batch, 1)
+    return PreActs(weights, torch.zeros(1), torch.zeros(d_sae), none, values, 1.0)
 
 
 def every(rows: Rows) -> Int[Tensor, "rows seq"]:

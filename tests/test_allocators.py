@@ -9,14 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import pre_acts_of
 from torch import Tensor
 
+from sae_sweeps.acts import Selection
 from sae_sweeps.allocator.feature_choice import FeatureChoice, feature_choice
 from sae_sweeps.allocator.mutual_choice import MutualChoice, mutual_choice
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.token_choice import TokenChoice, token_choice
 from sae_sweeps.averages import TokenAverage
-from sae_sweeps.interfaces import Allocator, Progress, Selection, Step
+from sae_sweeps.interfaces import Allocator, Progress, Step
 from sae_sweeps.zipf import zipf_budgets
 
 torch.set_num_threads(1)
@@ -67,7 +69,16 @@ def step_of(allocator: Allocator, affinities: Tensor) -> Step:
     dead = torch.zeros(d_sae, dtype=torch.bool)
     acts = selection.of(affinities).relu()
     return Step(
-        none, affinities, affinities, selection, acts, none, torch.zeros(d_sae, 1), dead, True
+        none,
+        pre_acts_of(affinities),
+        affinities,
+        selection,
+        acts,
+        acts,
+        none,
+        torch.zeros(d_sae, 1),
+        dead,
+        True,
     )
 
 

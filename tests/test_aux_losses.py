@@ -12,25 +12,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import CONF, small_run
+from small import CONF, pre_acts_of, small_run
 from torch import Tensor
 
 from sae_sweeps import options
+from sae_sweeps.acts import Selection, SparseActs
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.token_choice import TokenChoice
 from sae_sweeps.aux_loss.aux_k import AuxK
 from sae_sweeps.aux_loss.aux_zipf import AuxZipf, underuse
 from sae_sweeps.aux_loss.none import NoAux
 from sae_sweeps.build import build
-from sae_sweeps.interfaces import (
-    Allocator,
-    Architecture,
-    AuxLoss,
-    Progress,
-    Selection,
-    SparseActs,
-    Step,
-)
+from sae_sweeps.interfaces import Allocator, Architecture, AuxLoss, Progress, Step
 from sae_sweeps.resampling.none import NoResampling
 from sae_sweeps.training.trainer import Trainer
 
@@ -229,8 +222,10 @@ def firing(densities: Sequence[float], tokens: int = 100) -> Step:
     acts = (torch.arange(tokens)[:, None] < times).double()
     none, d_sae = torch.zeros(tokens, 1, dtype=torch.float64), len(densities)
     dead, W_dec = torch.zeros(d_sae, dtype=torch.bool), torch.zeros(d_sae, 1).double()
-    sparse = SparseActs((tokens, d_sae), None, acts)
-    return Step(none, acts, acts, Selection(None), sparse, none, W_dec, dead, True)
+    sparse = SparseActs(None, acts)
+    return Step(
+        none, pre_acts_of(acts), acts, Selection(None), sparse, sparse, none, W_dec, dead, True
+    )
 
 
 def observing(aux_loss: AuxZipf, densities: Sequence[float], tokens: int = 100) -> AuxZipf:

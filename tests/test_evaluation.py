@@ -9,11 +9,12 @@ from typing import Any, Literal, final
 import numpy as np
 import pytest
 import torch
-from small import PLAIN_L1, small_run
+from small import PLAIN_L1, pre_acts_of, small_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sae_sweeps import options, sweep
+from sae_sweeps.acts import Selection
 from sae_sweeps.allocator.feature_choice import FeatureChoice
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
@@ -30,7 +31,6 @@ from sae_sweeps.interfaces import (
     AuxLoss,
     Progress,
     SAELensWeights,
-    Selection,
     Splice,
     SplicedLosses,
     Step,
@@ -356,9 +356,9 @@ class Fixed(Architecture):
     def forward(self, x: Tensor, dead: Tensor) -> Step:
         values = torch.tensor([1.0, 0.0]).expand(len(x), 2)
         selection = Selection(None)
-        recon = self.function(x)
+        acts, recon = selection.of(values), self.function(x)
         return Step(
-            x, values, values, selection, selection.of(values), recon, self.W_dec, dead, False
+            x, pre_acts_of(values), values, selection, acts, acts, recon, self.W_dec, dead, False
         )
 
     def initialise(self, generator: torch.Generator, mean: Tensor) -> None:

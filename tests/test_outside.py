@@ -23,7 +23,8 @@ NOISY = '''
 
 import torch
 
-from sae_sweeps.interfaces import Allocator, Inference, Selection
+from sae_sweeps.acts import Selection
+from sae_sweeps.interfaces import Allocator, Inference
 
 
 class Noisy(Allocator):
@@ -59,7 +60,8 @@ class Noisy(Allocator):
 SHARE = '''
 """What comes near the token's largest affinity is active: a rule that SAELens has not."""
 
-from sae_sweeps.interfaces import Allocator, Selection
+from sae_sweeps.acts import Selection
+from sae_sweeps.interfaces import Allocator
 
 
 class Share(Allocator):
@@ -93,7 +95,7 @@ from torch import nn
 
 from sae_sweeps.architecture import weights
 from sae_sweeps.interfaces import Architecture, Step
-from sae_sweeps.sparse import decode
+from sae_sweeps.acts import decode
 
 
 class Skip(Architecture):
@@ -113,12 +115,15 @@ class Skip(Architecture):
 
     def forward(self, x, dead):
         pre_acts = weights.project(self, x, self.b_enc)
-        affinities = pre_acts.detach()
+        affinities = pre_acts.values
         selection = self.allocator(affinities)
-        acts = selection.of(pre_acts.relu())
+        selected = pre_acts.at(selection)
+        acts = selected.relu()
         recon = decode(acts, self.W_dec) + self.b_dec + (x - self.b_dec) @ self.down @ self.up
         budgeted = self.allocator.sets_budget
-        return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+        return Step(
+            x, pre_acts, affinities, selection, selected, acts, recon, self.W_dec, dead, budgeted
+        )
 
     def penalty(self, step):
         return step.x.new_zeros(())
@@ -142,6 +147,7 @@ class Skip(Architecture):
 PULL = '''
 """Pulls pre-activations to 0."""
 
+from sae_sweeps.acts import Selection
 from sae_sweeps.interfaces import AuxLoss
 
 
@@ -153,7 +159,7 @@ class Pull(AuxLoss):
         self.coef = coef
 
     def forward(self, step):
-        return self.coef * step.pre_acts.pow(2).mean()
+        return self.coef * step.pre_acts.at(Selection(None)).values.pow(2).mean()
 '''
 
 DICTIONARY = '''

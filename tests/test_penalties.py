@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small import small_run
+from small import pre_acts_of, small_run
 from torch import Tensor
 
 from sae_sweeps import options
+from sae_sweeps.acts import Selection, SparseActs
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.token_choice import TokenChoice
@@ -23,7 +24,7 @@ from sae_sweeps.architecture.matryoshka import group_ends, prefix_recons
 from sae_sweeps.architecture.penalty import BATCHES, FLOOR, SparsityPenalty, power
 from sae_sweeps.aux_loss.none import NoAux
 from sae_sweeps.build import build
-from sae_sweeps.interfaces import Allocator, Architecture, Progress, Selection, SparseActs, Step
+from sae_sweeps.interfaces import Allocator, Architecture, Progress, Step
 from sae_sweeps.resampling.none import NoResampling
 from sae_sweeps.rules import obey
 from sae_sweeps.run import ConfigError
@@ -164,9 +165,18 @@ def test_gradients_are_finite_where_nothing_is_active(option: str) -> None:
 
 def step_with(values: Tensor) -> Step:
     """A step whose only content is its activations."""
-    acts, empty = SparseActs((len(values), D_SAE), None, values), torch.zeros(len(values), 1)
+    acts, empty = SparseActs(None, values), torch.zeros(len(values), 1)
     return Step(
-        empty, values, values, Selection(None), acts, empty, torch.zeros(D_SAE, 1), dead(), False
+        empty,
+        pre_acts_of(values),
+        values,
+        Selection(None),
+        acts,
+        acts,
+        empty,
+        torch.zeros(D_SAE, 1),
+        dead(),
+        False,
     )
 
 
@@ -424,7 +434,7 @@ def test_matryoshka_is_the_sum_over_prefixes(allocator: str, seed: int) -> None:
 def test_prefixes_are_the_same_listed_or_dense() -> None:
     f, W_dec = values_of(0, 9), values_of(1, D_SAE)[:, :D_IN]
     flat = f.flatten().nonzero().squeeze(1)
-    listed, dense = SparseActs((9, D_SAE), flat, f.flatten()[flat]), SparseActs((9, D_SAE), None, f)
+    listed, dense = Selection(flat).of(f), SparseActs(None, f)
     found = prefix_recons(listed, W_dec, ENDS)
     torch.testing.assert_close(found, prefix_recons(dense, W_dec, ENDS))
     for index, end in enumerate(ENDS):

@@ -21,8 +21,9 @@ from test_command_line import run, trainer
 from torch import Tensor
 
 from sae_sweeps import options
+from sae_sweeps.acts import SparseActs
 from sae_sweeps.build import build
-from sae_sweeps.interfaces import Architecture, Progress, SparseActs, Step
+from sae_sweeps.interfaces import Architecture, Progress, Step
 from sae_sweeps.resampling.neuron_resampling import NeuronResampling
 from sae_sweeps.run import Run
 from sae_sweeps.training.member import new_sae
@@ -67,7 +68,7 @@ def step_of(sae: Architecture, x: Tensor, fired: list[bool]) -> Step:
     """A step on `x` in which exactly the given latents fired."""
     step = sae(x, torch.zeros(len(fired), dtype=torch.bool))
     values = torch.tensor(fired).float().expand(len(x), -1)
-    return replace(step, acts=SparseActs(step.acts.shape, None, values))
+    return replace(step, acts=SparseActs(None, values))
 
 
 def progress(tokens: int) -> Progress:

@@ -174,7 +174,7 @@ def margins(sae: Architecture, step: Step) -> Tensor:
     A threshold is the allocator's, JumpReLU's own, or 0; for token choice it lies half-way between
     the k-th and the next affinity of the token, so that ties have margin 0.
     """
-    rule, affinities = sae.allocator.inference(), step.pre_acts * norms(sae)
+    rule, affinities = sae.allocator.inference(), step.pre_acts.values * norms(sae)
     assert rule is not None
     threshold = torch.zeros(affinities.shape[1])
     if rule.threshold is not None:

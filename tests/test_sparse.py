@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps.interfaces import Selection, SparseActs
-from sae_sweeps.sparse import decode
+from sae_sweeps.acts import Selection, SparseActs, decode
+from sae_sweeps.sparse import Pairs
 
 torch.set_num_threads(1)
 
@@ -86,7 +86,7 @@ def test_nothing_listed_decodes_to_zero_with_zero_gradient() -> None:
 
 def test_tokens_without_activations_at_both_ends_and_between() -> None:
     W_dec = torch.arange(6.0).view(3, 2)
-    acts = SparseActs((6, 3), torch.tensor([5, 9, 11]), torch.tensor([1.0, 2.0, 3.0]))
+    acts = SparseActs(Pairs((6, 3), torch.tensor([5, 9, 11])), torch.tensor([1.0, 2.0, 3.0]))
     recon = decode(acts, W_dec)
     expected = torch.zeros(6, 2)
     expected[1] = W_dec[2]

@@ -11,12 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_sweeps.acts import SparseActs
 from sae_sweeps.allocator.mutual_choice import GUESS, mutual_choice
-from sae_sweeps.allocator.thresholds import (
-    LearntThreshold,
-    above,
-    kept_affinities,
-)
+from sae_sweeps.allocator.ranking import largest_of_rows
+from sae_sweeps.allocator.thresholds import LearntThreshold, above
 from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 from sae_sweeps.zipf import zipf_budgets
@@ -38,7 +36,7 @@ def feature_choice(
         most = min(2 * least - 1, batch)
         latents = ((budgets >= least) & (budgets <= most)).nonzero().squeeze(1)
         if len(latents):
-            tokens = columns[latents].topk(most, dim=1).indices
+            tokens = largest_of_rows(columns[latents], budgets[latents], most)
             within = torch.arange(most, device=budgets.device) < budgets[latents, None]
             chosen.append((tokens * d_sae + latents[:, None])[within])
         least *= 2
@@ -84,11 +82,17 @@ class FeatureChoice(Allocator):
         self.register_buffer("latent_of_rank", torch.arange(d_sae))
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
 
+    def by_latent(self) -> bool:
+        return self.training and not self._is_mutual()
+
+    def _is_mutual(self) -> bool:
+        return bool(self.tokens_seen < self.mutual_tokens)
+
     def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
         batch = affinities.shape[0]
         if not self.training:
             return Selection(above(affinities, self.threshold.value()))
-        if self.tokens_seen < self.mutual_tokens:
+        if self._is_mutual():
             guess = GUESS * self.threshold.value().min()
             return Selection(mutual_choice(affinities, round(self.k * batch), guess))
         selection = Selection(feature_choice(affinities, self.budgets(batch)))
@@ -112,17 +116,17 @@ class FeatureChoice(Allocator):
         batch = step.x.shape[0]
         fired = step.acts.tokens_per_latent
         self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
-        self.threshold.update(step, self._smallest_kept(step))
+        kept = step.selection.of(step.affinities)
+        self.threshold.update(step, kept, self._smallest(kept))
         if self.tokens_seen < self.mutual_tokens <= progress.tokens:
             self._switch()
         self.tokens_seen.fill_(progress.tokens)
         self.unobserved = 0
 
-    def _smallest_kept(self, step: Step) -> Float[Tensor, " d_sae"]:
-        kept = kept_affinities(step)
-        kept = kept.where(kept > 0, torch.inf)
-        smallest = kept.new_full((self.d_sae,), torch.inf)
-        return smallest.scatter_reduce(0, step.acts.latents, kept, "amin")
+    def _smallest(self, kept: SparseActs) -> Float[Tensor, " d_sae"]:
+        positive = kept.values.where(kept.active, torch.inf)
+        smallest = positive.new_full((self.d_sae,), torch.inf)
+        return smallest.scatter_reduce(0, kept.latents, positive, "amin")
 
     def _switch(self) -> None:
         """Freeze the ranks; thresholds begin anew, since mutual choice kept other entries."""

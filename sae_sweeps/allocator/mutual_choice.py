@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.allocator.thresholds import LearntThreshold, above, kept_affinities
+from sae_sweeps.allocator.ranking import largest
+from sae_sweeps.allocator.thresholds import LearntThreshold, above
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 
 
@@ -15,15 +16,9 @@ def mutual_choice(
 ) -> Int[Tensor, " n"]:
     """Flat indices, ascending, of the `budget` largest entries of the whole matrix.
 
-    Ranking all entries costs more than the encoder. Where at least `budget` of them lie above
-    `guess`, only these are ranked: the choice is the same.
+    They are found faster where at least as many lie above `guess`.
     """
-    flat = affinities.flatten()
-    candidates = flat[:0].long() if guess is None else (flat > guess).nonzero().squeeze(1)
-    if len(candidates) < budget:
-        return flat.topk(budget, sorted=False).indices.sort().values
-    best = flat[candidates].topk(budget, sorted=False).indices
-    return candidates[best].sort().values
+    return largest(affinities.flatten(), budget, guess)
 
 
 GUESS = 0.9
@@ -52,9 +47,10 @@ class MutualChoice(Allocator):
         return Selection(mutual_choice(affinities, budget, GUESS * threshold))
 
     def observe(self, step: Step, progress: Progress) -> None:
-        kept = kept_affinities(step)
-        positive = torch.cat([kept[kept > 0], kept.new_full((1,), torch.inf)])
-        self.threshold.update(step, positive.min().view(1))
+        kept = step.selection.of(step.affinities)
+        none = kept.values.new_full((1,), torch.inf)
+        smallest = torch.cat([kept.values.where(kept.active, torch.inf), none]).amin()
+        self.threshold.update(step, kept, smallest.view(1))
 
     def inference(self) -> Inference:
         return Inference(k=None, threshold=self.threshold.value().expand(self.d_sae).clone())

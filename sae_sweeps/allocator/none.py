@@ -13,6 +13,7 @@ class NoAllocator(Allocator):
     """S = 1."""
 
     sets_budget: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
 
     def __init__(self, d_sae: int) -> None:
         super().__init__()

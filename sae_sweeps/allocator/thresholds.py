@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae_sweeps.acts import SparseActs
 from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Step
 
@@ -38,12 +39,15 @@ class LearntThreshold(nn.Module):
         """The thresholds."""
         return self.smallest.value() * self.log_level.exp()
 
-    def update(self, step: Step, smallest: Float[Tensor, " size"]) -> None:
-        """Take in a batch; `smallest` affinities kept are +inf where there was none."""
+    def update(self, step: Step, kept: SparseActs, smallest: Float[Tensor, " size"]) -> None:
+        """Take in a batch, of whose affinities some were kept.
+
+        The `smallest` ones kept, of those above 0, are +inf where there was none.
+        """
         tokens = len(step.x)
-        threshold, kept = self.value(), (kept_affinities(step) > 0).count_nonzero()
+        threshold, kept_count = self.value(), kept.active.count_nonzero()
         passed = (step.affinities > threshold).count_nonzero()
-        ratio = (passed.clamp(min=1) / kept.clamp(min=1)).log().clamp(-1, 1)
+        ratio = (passed.clamp(min=1) / kept_count.clamp(min=1)).log().clamp(-1, 1)
         # However short the horizon, a batch never corrects more than the mismatch itself.
         gain = -math.expm1(-ELASTICITY * RATE * tokens / self.horizon_tokens) / ELASTICITY
         self.log_level += torch.where(threshold.isfinite().any(), ratio * gain, 0.0)
@@ -58,11 +62,6 @@ class LearntThreshold(nn.Module):
     def rescale(self, factor: float) -> None:
         """Adapt to affinities multiplied by `factor`."""
         self.smallest.total *= factor
-
-
-def kept_affinities(step: Step) -> Float[Tensor, " n"]:
-    """Affinities of the selected pairs."""
-    return step.affinities.flatten()[step.acts.flat]
 
 
 def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:

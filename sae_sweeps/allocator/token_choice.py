@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_sweeps.allocator.ranking import largest_of_rows
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 
 
 def token_choice(affinities: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, " n"]:
     """Flat indices, ascending, of each row's k largest entries."""
     batch, d_sae = affinities.shape
-    latents = affinities.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+    budgets = torch.full((batch,), k, device=affinities.device)
+    latents = largest_of_rows(affinities, budgets, k).sort(dim=1).values
     starts = torch.arange(0, batch * d_sae, d_sae, device=affinities.device)
     return (latents + starts[:, None]).flatten()
 

@@ -6,18 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sae_sweeps.acts import decode
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.penalty import SparsityPenalty
-from sae_sweeps.interfaces import (
-    Allocator,
-    Architecture,
-    Progress,
-    SAELensWeights,
-    SparseActs,
-    Step,
-)
-from sae_sweeps.sparse import decode
+from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
 
 
 @final
@@ -60,18 +53,27 @@ class Gated(Architecture):
         weights.draw(self, generator, mean, self.encoder_scale)
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
-        shared = weights.project(self, x, torch.zeros_like(self.b_gate))
-        gate = shared + self.b_gate
-        affinities = gate.detach()
-        selection = self.allocator(affinities).among(lambda: affinities > 0)
-        magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), shared)
-        acts = selection.of(magnitude.where(gate > 0, 0.0)).relu()
-        recon = decode(acts, self.W_dec) + self.b_dec
-        budgeted = self.allocator.sets_budget
-        return Step(x, gate, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+        gates = weights.project(self, x, self.b_gate)
+        selection = gates.listed(self.allocator(gates.values), lambda: gates.values > 0)
+        shared = gates.projections(selection)
+        gate = shared.values + shared.spread(self.b_gate)
+        magnitude = shared.times(self.r_mag.exp()).values + shared.spread(self.b_mag)
+        acts = shared.with_values(magnitude.where(gate > 0, 0.0)).relu()
+        return Step(
+            x,
+            gates,
+            gates.values,
+            selection,
+            selected=shared.with_values(gate),
+            acts=acts,
+            recon=decode(acts, self.W_dec) + self.b_dec,
+            W_dec=self.W_dec,
+            dead=dead,
+            budgeted=self.allocator.sets_budget,
+        )
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        gate_acts = self._gate_acts(step)
+        gate_acts = step.selected.relu()
         aux_recon = decode(gate_acts, self.W_dec.detach()) + self.b_dec.detach()
         aux = (step.x - aux_recon).pow(2).sum()
         return (self.sparsity(gate_acts.values) + aux) / step.x.shape[0]
@@ -79,10 +81,7 @@ class Gated(Architecture):
     @torch.no_grad()
     def observe(self, step: Step, progress: Progress) -> None:
         self.allocator.observe(step, progress)
-        self.sparsity.observe(lambda: self._gate_acts(step).values, step, progress)
-
-    def _gate_acts(self, step: Step) -> SparseActs:
-        return step.selection.of(step.pre_acts).relu()
+        self.sparsity.observe(lambda: step.selected.values.relu(), step, progress)
 
     def diagnostics(self) -> dict[str, float]:
         return self.sparsity.diagnostics()

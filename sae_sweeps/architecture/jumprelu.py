@@ -7,48 +7,60 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sae_sweeps.acts import PreActs, Selection, SparseActs, decode
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
-from sae_sweeps.sparse import decode
+from sae_sweeps.sparse import Pairs, per_latent
 
 
 class Jump(torch.autograd.Function):
     """u * 1[u > theta]; its gradient in theta is -(theta / bandwidth) * 1[near theta].
 
-    Near is |u - theta| < bandwidth / 2.
+    Near is |u - theta| < bandwidth / 2. `theta` is of each latent, `u` of the pairs, or all.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    def forward(
+        ctx: Any, u: Tensor, theta: Tensor, pairs: Pairs | None, bandwidth: float
+    ) -> Tensor:
         ctx.save_for_backward(u, theta)
-        ctx.bandwidth = bandwidth
-        return torch.where(u > theta, u, 0.0)
+        ctx.pairs, ctx.bandwidth = pairs, bandwidth
+        return torch.where(u > SparseActs(pairs, u).spread(theta), u, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
         u, theta = ctx.saved_tensors
-        near = (u - theta).abs() < ctx.bandwidth / 2
-        theta_grad = torch.where(near, grad, 0.0).sum(0) * (-theta / ctx.bandwidth)
-        return torch.where(u > theta, grad, 0.0), theta_grad, None
+        spread = SparseActs(ctx.pairs, u).spread(theta)
+        near = (u - spread).abs() < ctx.bandwidth / 2
+        sums = per_latent(ctx.pairs, torch.where(near, grad, 0.0), len(theta))
+        theta_grad = sums * (-theta / ctx.bandwidth)
+        return torch.where(u > spread, grad, 0.0), theta_grad, None, None
 
 
 class L0(torch.autograd.Function):
-    """Mean over tokens of sum 1[u > theta]; gradient in theta: -(1 / bandwidth) * 1[near]."""
+    """Sum of 1[u > theta]; its gradient in theta is -(1 / bandwidth) * 1[near]."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    def forward(
+        ctx: Any, u: Tensor, theta: Tensor, pairs: Pairs | None, bandwidth: float
+    ) -> Tensor:
         ctx.save_for_backward(u, theta)
-        ctx.bandwidth = bandwidth
-        return (u > theta).sum() / len(u)
+        ctx.pairs, ctx.bandwidth = pairs, bandwidth
+        return (u > SparseActs(pairs, u).spread(theta)).sum().to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
         (grad,) = grads
         u, theta = ctx.saved_tensors
-        near = (u - theta).abs() < ctx.bandwidth / 2
-        return None, near.sum(0) * (-grad / ctx.bandwidth / len(u)), None
+        near = (u - SparseActs(ctx.pairs, u).spread(theta)).abs() < ctx.bandwidth / 2
+        return (
+            None,
+            per_latent(ctx.pairs, near.long(), len(theta)) * (-grad / ctx.bandwidth),
+            None,
+            None,
+        )
 
 
 @final
@@ -96,21 +108,41 @@ class JumpReLU(Architecture):
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
         threshold = self.log_threshold.exp()
-        jumped = Jump.apply(pre_acts, threshold, self.bandwidth)
-        affinities = jumped.detach()
-        # Entries just below the threshold have value 0 but a gradient: they are listed, and no
-        # rectifier follows, which would cut it.
-        lowest = threshold.detach() - self.bandwidth / 2
-        selection = self.allocator(affinities).among(lambda: pre_acts.detach() > lowest)
-        acts = selection.of(jumped)
-        recon = decode(acts, self.W_dec) + self.b_dec
-        budgeted = self.allocator.sets_budget
-        return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+        affinities = pre_acts.values
+        if self.allocator.ranks:
+            affinities = torch.where(affinities > threshold.detach(), affinities, 0.0)
+        selection = self._listed(pre_acts, self.allocator(affinities))
+        selected = pre_acts.at(selection)
+        # No rectifier follows, which would cut the gradient of entries just below the threshold.
+        jumped = Jump.apply(selected.values, threshold, selected.pairs, self.bandwidth)
+        acts = selected.with_values(jumped)
+        return Step(
+            x,
+            pre_acts,
+            affinities,
+            selection,
+            selected,
+            acts,
+            recon=decode(acts, self.W_dec) + self.b_dec,
+            W_dec=self.W_dec,
+            dead=dead,
+            budgeted=self.allocator.sets_budget,
+        )
+
+    def _listed(self, pre_acts: PreActs, selection: Selection) -> Selection:
+        """`selection`; entries just below the threshold, value 0, count: they have a gradient."""
+        lowest = self.log_threshold.detach().exp() - self.bandwidth / 2
+        return pre_acts.listed(selection, lambda: pre_acts.values > lowest)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         if not self.penalised:
             return step.x.new_zeros(())
-        l0 = L0.apply(step.pre_acts, self.log_threshold.exp(), self.bandwidth)
+        u = step.selected
+        if self.allocator.ranks:  # the penalty is on all that are above their threshold
+            with torch.no_grad():
+                u = step.pre_acts.at(self._listed(step.pre_acts, Selection(None)))
+        threshold = self.log_threshold.exp()
+        l0 = L0.apply(u.values, threshold, u.pairs, self.bandwidth) / len(step.x)
         cost = (l0 / self.target_l0 - 1) ** 2 if self.quadratic else l0
         return self.l0_coef.value * cost
 

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_sweeps.acts import SparseActs, decode
 from sae_sweeps.architecture.relu import ReLU
-from sae_sweeps.interfaces import Allocator, SparseActs, Step
-from sae_sweeps.sparse import decode
+from sae_sweeps.interfaces import Allocator, Step
+from sae_sweeps.sparse import Pairs
 
 
 def group_ends(fractions: list[float], d_sae: int) -> list[int]:
@@ -25,15 +26,15 @@ def prefix_recons(
 ) -> Float[Tensor, "batch groups d_in"]:
     """acts[:, :end] @ W_dec[:end] for each end, in the work of one such product."""
     batch, d_sae = acts.shape
-    if acts.flat is None:
+    if acts.pairs is None:
         parts = [acts.values[:, a:b] @ W_dec[a:b] for a, b in pairwise([0, *ends])]
         return torch.stack(parts, dim=1).cumsum(1)
     # Triples are ordered by token and latent, so also by token and group: a row for each of these.
     tokens, latents = acts.tokens, acts.latents
     groups = torch.searchsorted(torch.tensor(ends, device=latents.device), latents, right=True)
     rows = tokens * len(ends) + groups
-    by_group = SparseActs((batch * len(ends), d_sae), rows * d_sae + latents, acts.values)
-    return decode(by_group, W_dec).view(batch, len(ends), -1).cumsum(1)
+    by_group = Pairs((batch * len(ends), d_sae), rows * d_sae + latents)
+    return decode(SparseActs(by_group, acts.values), W_dec).view(batch, len(ends), -1).cumsum(1)
 
 
 @final

@@ -6,18 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sae_sweeps.acts import SparseActs, decode
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.penalty import SparsityPenalty
-from sae_sweeps.interfaces import (
-    Allocator,
-    Architecture,
-    Progress,
-    SAELensWeights,
-    SparseActs,
-    Step,
-)
-from sae_sweeps.sparse import decode
+from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
 
 
 class ReLU(Architecture):
@@ -59,22 +52,31 @@ class ReLU(Architecture):
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
-        affinities = (pre_acts if self.unit_norm else pre_acts * self._norms()).detach()
-        selection = self.allocator(affinities).among(lambda: affinities > 0)
-        acts = selection.of(pre_acts).relu()
-        recon = decode(acts, self.W_dec) + self.b_dec
-        budgeted = self.allocator.sets_budget
-        return Step(x, pre_acts, affinities, selection, acts, recon, self.W_dec, dead, budgeted)
+        affinities = pre_acts.values
+        if not self.unit_norm:
+            affinities = affinities * self._norms().detach()
+        selection = pre_acts.listed(self.allocator(affinities), lambda: affinities > 0)
+        selected = pre_acts.at(selection)
+        acts = selected.relu()
+        return Step(
+            x,
+            pre_acts,
+            affinities,
+            selection,
+            selected,
+            acts,
+            recon=decode(acts, self.W_dec) + self.b_dec,
+            W_dec=self.W_dec,
+            dead=dead,
+            budgeted=self.allocator.sets_budget,
+        )
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         return self.sparsity(self._weighted(step.acts)) / step.x.shape[0]
 
     def _weighted(self, acts: SparseActs) -> Tensor:
         """The activations' values times the norms of their rows."""
-        if self.unit_norm:
-            return acts.values
-        norms = self._norms()
-        return acts.values * (norms if acts.flat is None else norms.index_select(0, acts.latents))
+        return acts.values if self.unit_norm else acts.times(self._norms()).values
 
     def _norms(self) -> Float[Tensor, " d_sae"]:
         """The decoder rows' norms, never 0."""

@@ -4,12 +4,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_sweeps.acts import PreActs, encode
 from sae_sweeps.interfaces import Architecture
 
 
 def create(sae: Architecture, d_in: int, d_sae: int) -> None:
-    """Register `W_enc`, `W_dec` and `b_dec` as parameters, values yet to be drawn."""
-    sae.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
+    """Register `W_enc`, `W_dec` and `b_dec` as parameters, values yet to be drawn.
+
+    In memory `W_enc` lies latent by latent, as its sparse gradient does.
+    """
+    sae.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
     sae.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
     sae.b_dec = nn.Parameter(torch.zeros(d_in))
 
@@ -34,9 +38,7 @@ def draw(
 
 def project(
     sae: Architecture, x: Float[Tensor, "batch d_in"], bias: Float[Tensor, " d_sae"]
-) -> Float[Tensor, "batch d_sae"]:
-    """(x - b_dec) @ W_enc + bias, with `b_dec` folded into the bias.
-
-    Folding makes its gradient a matrix-vector product instead of one more product of batch size.
-    """
-    return torch.addmm(bias - sae.b_dec @ sae.W_enc, x, sae.W_enc)
+) -> PreActs:
+    """(x - b_dec) @ W_enc + bias, laid out as the allocator likes it."""
+    by_latent = sae.allocator.by_latent()
+    return encode(x, sae.W_enc, sae.b_dec, bias, sae.max_listed, by_latent)

@@ -23,4 +23,4 @@ class AuxK(AuxLoss):
         self.k_aux = d_in // 2 if k_aux is None else k_aux
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
-        return self.coef * residual_loss(step, step.dead.to(step.pre_acts.dtype), self.k_aux)
+        return self.coef * residual_loss(step, step.dead.to(step.x.dtype), self.k_aux)

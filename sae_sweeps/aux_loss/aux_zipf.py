@@ -68,7 +68,7 @@ class AuxZipf(AuxLoss):
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
-        weight = self._underuse(step).to(step.pre_acts.dtype)
+        weight = self._underuse(step).to(step.x.dtype)
         return self.coef * residual_loss(step, weight, self.k_aux)
 
     def _underuse(self, step: Step) -> Float[Tensor, " d_sae"]:

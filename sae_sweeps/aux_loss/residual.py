@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_sweeps.acts import Selection, decode
 from sae_sweeps.interfaces import Step
 
 
@@ -20,12 +21,17 @@ def residual_loss(step: Step, weight: Float[Tensor, " d_sae"], k_aux: int) -> Fl
     latents = weight.nonzero().squeeze(1)
     if len(latents) == 0:
         return step.x.new_zeros(())
-    wanted = step.pre_acts[:, latents] * weight[latents]
-    top = wanted.topk(min(k_aux, len(latents)), dim=1, sorted=False)
-    values = top.values.relu() if step.budgeted else top.values
-    chosen = torch.zeros_like(wanted).scatter(1, top.indices, values)
+    # All within the latents concerned, which are few and whose pre-activations are known.
+    pre_acts = step.pre_acts.of(latents)
+    own = weight[latents]
+    wanted = pre_acts.values * own
+    batch, count = wanted.shape
+    top = wanted.topk(min(k_aux, count), dim=1, sorted=False).indices.sort(dim=1).values
+    starts = torch.arange(0, batch * count, count, device=top.device)
+    chosen = pre_acts.at(Selection((top + starts[:, None]).flatten())).times(own)
+    chosen = chosen.relu() if step.budgeted else chosen
     residual = (step.x - step.recon).detach()
-    error = (residual - chosen @ step.W_dec[latents]).pow(2).sum()
+    error = (residual - decode(chosen, step.W_dec.index_select(0, latents))).pow(2).sum()
     variance = (residual - residual.mean(0)).pow(2).sum()
     defined = variance > 0
     return torch.where(defined, error / variance.where(defined, 1.0), 0.0)

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
 from sae_sweeps import interrupt
-from sae_sweeps.interfaces import Data, SparseActs, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.sparse import decode
+from sae_sweeps.acts import SparseActs, decode
+from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
+from sae_sweeps.sparse import Pairs
 from sae_sweeps.zipf import zipf_budgets
 
 DICTIONARY, OFFSET, ROWS = range(3)
@@ -109,7 +110,7 @@ class Synthetic(TargetModel):
         flat = torch.from_numpy(np.flatnonzero(active))
         normal = torch.from_numpy(random.standard_normal(len(flat), dtype=np.float32))
         sigma = self.magnitude_sigma
-        return SparseActs(shape, flat, (sigma * normal - sigma**2 / 2).exp())
+        return SparseActs(Pairs(shape, flat), (sigma * normal - sigma**2 / 2).exp())
 
     def _limits_of_tokens(
         self, random: np.random.Generator

@@ -1,0 +1,107 @@
+"""The one large product of a step, x @ W.T: which library computes it, and into which memory.
+
+On CPUs PyTorch multiplies float32 matrices with MKL, which on AMD's reaches less than half of what
+oneDNN does. oneDNN's product is an internal operator of PyTorch: it is used where it is there and
+right, and never needed.
+"""
+
+import weakref
+from collections import deque
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 2**21
+"""Entries computed at a time by oneDNN, so that they are in a cache when they are copied."""
+LENT_FROM = 2**25
+"""Bytes; smaller blocks the C library keeps for the next step."""
+
+
+def product(
+    x: Float[Tensor, "n d"], W: Float[Tensor, "m d"], bias: Float[Tensor, " m"], by_column: bool
+) -> Float[Tensor, "n m"]:
+    """x @ W.T + bias, laid out in memory column by column if so wished.
+
+    In bfloat16 under `torch.autocast`.
+    """
+    if by_column:
+        return _product(W, x, bias[:, None]).T
+    return _product(x, W, bias[None])
+
+
+def backend(device: torch.device) -> str:
+    """The library that multiplies float32 matrices, for logs."""
+    if device.type != "cpu":
+        return device.type
+    return "oneDNN" if onednn() else "MKL" if torch.backends.mkl.is_available() else "PyTorch"
+
+
+def onednn() -> bool:
+    """Whether oneDNN's product can be used, and is not off (`torch.backends.mkldnn.flags`)."""
+    return torch.backends.mkldnn.enabled and _onednn_works()
+
+
+@cache
+def _onednn_works() -> bool:
+    """Try it on a small product with rows and columns that are no multiple of anything."""
+    generator = torch.Generator().manual_seed(0)
+    x, W = (torch.randn(n, 19, generator=generator) for n in (37, 53))
+    try:
+        return torch.allclose(_onednn(x, W), x @ W.T, rtol=1e-4, atol=1e-5)
+    except (AttributeError, RuntimeError, TypeError):  # not in this build, or called otherwise
+        return False
+
+
+def _onednn(x: Float[Tensor, "n d"], W: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    return torch.ops.mkldnn._linear_pointwise(x, W, None, "none", [], "")
+
+
+def _product(
+    left: Float[Tensor, "n d"], right: Float[Tensor, "m d"], bias: Tensor
+) -> Float[Tensor, "n m"]:
+    """left @ right.T + bias."""
+    if left.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return F.linear(left, right).add_(bias)
+    out = lent(len(left), len(right), left.dtype)
+    bias = bias.expand(out.shape)
+    if left.dtype != torch.float32 or not onednn():
+        return torch.addmm(bias, left, right.T, out=out)
+    rows = max(16, CHUNK // len(right))
+    for start in range(0, len(left), rows):
+        part = slice(start, start + rows)
+        torch.add(_onednn(left[part], right), bias[part], out=out[part])
+    return out
+
+
+_free = deque[np.ndarray]()
+"""Blocks of memory that nobody uses; as many as there were large matrices at a time."""
+
+
+def lent(rows: int, columns: int, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+    """An uninitialised matrix on the CPU, whose memory is used again once it is gone.
+
+    The C library gives large blocks back to the system; to be given 100 MB of new pages at each
+    step costs a fifth of it. Memory is lent again only when no tensor looks at it any more, as a
+    view or for a backward pass.
+    """
+    size = rows * columns * dtype.itemsize
+    if size < LENT_FROM:
+        return torch.empty(rows, columns, dtype=dtype)
+    try:
+        block = _free.popleft()
+    except IndexError:
+        block = np.empty(0, np.uint8)
+    if len(block) < size:
+        block = np.empty(size, np.uint8)
+    # The tensor's storage keeps this array alive, which is what tells that it is in use.
+    held = block[:size].view(_Held)
+    weakref.finalize(held, _free.append, block).atexit = False
+    return torch.from_numpy(held).view(dtype).view(rows, columns)
+
+
+class _Held(np.ndarray):
+    """An array of its own, to be looked after; NumPy's views can name another as their base."""
