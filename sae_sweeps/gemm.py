@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 2**21
+CHUNK = 2**22
 """Entries computed at a time by oneDNN, so that they are in a cache when they are copied."""
 LENT_FROM = 2**25
 """Bytes; smaller blocks the C library keeps for the next step."""
@@ -70,10 +70,11 @@ def _product(
     bias = bias.expand(out.shape)
     if left.dtype != torch.float32 or not onednn():
         return torch.addmm(bias, left, right.T, out=out)
-    rows = max(16, CHUNK // len(right))
-    for start in range(0, len(left), rows):
-        part = slice(start, start + rows)
-        torch.add(_onednn(left[part], right), bias[part], out=out[part])
+    chunks = -(-out.numel() // CHUNK)
+    for part, parts_bias, into in zip(
+        left.tensor_split(chunks), bias.tensor_split(chunks), out.tensor_split(chunks), strict=True
+    ):
+        torch.add(_onednn(part, right), parts_bias, out=into)
     return out
 
 

@@ -6,6 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+GROUP = 16
+"""Entries of which the largest is looked at first."""
+ROWS = 128
+"""Rows ranked at a time, so that they stay in a cache."""
+
+
 def largest_of_rows(
     values: Float[Tensor, "rows n"], budgets: Int[Tensor, " rows"], most: int
 ) -> Int[Tensor, "rows most"]:
@@ -15,16 +21,42 @@ def largest_of_rows(
     accelerators, where to look for them would mean to wait, any.
     """
     n = values.shape[1]
-    top = values.topk(min(most + 1, n), dim=1)
-    indices = top.indices[:, :most]
+    top, indices = _topk(values, min(most + 1, n))
+    indices = indices[:, :most]
     if values.device.type == "cpu":
-        padded = F.pad(top.values, (0, 1), value=-torch.inf)
+        padded = F.pad(top, (0, 1), value=-torch.inf)
         last, next_one = padded.gather(1, torch.stack([budgets - 1, budgets], 1)).unbind(1)
         tied = ((last == next_one) & (last > 0)).nonzero().squeeze(1)
         if len(tied):
             ordered = values[tied].sort(dim=1, descending=True, stable=True).indices
             indices[tied] = ordered[:, :most]
     return indices
+
+
+def _topk(
+    values: Float[Tensor, "rows n"], count: int
+) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
+    """values.topk(count, dim=1), on CPUs by way of the groups with the largest maxima.
+
+    None of the others has anything to add, and a maximum costs less than a rank.
+    """
+    n = values.shape[1]
+    if values.device.type != "cpu" or n % GROUP or 2 * count > n // GROUP:
+        top = values.topk(count, dim=1)
+        return top.values, top.indices
+    found = [_topk_of_groups(part, count) for part in values.split(ROWS)]
+    top, indices = zip(*found, strict=True)
+    return torch.cat(top), torch.cat(indices)
+
+
+def _topk_of_groups(values: Float[Tensor, "rows n"], count: int) -> tuple[Tensor, Tensor]:
+    rows, n = values.shape
+    groups = values.view(rows, GROUP, n // GROUP)  # a group's members lie n // GROUP apart
+    best = groups.amax(1).topk(count, dim=1, sorted=False).indices
+    members = groups.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
+    top = members.topk(count, dim=1)
+    member = torch.div(top.indices, count, rounding_mode="floor")
+    return top.values, member * (n // GROUP) + best.gather(1, top.indices % count)
 
 
 def largest(

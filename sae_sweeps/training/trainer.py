@@ -110,7 +110,9 @@ def update(
     W_dec = sae.W_dec
     constrained = sae.unit_norm and W_dec.grad is not None
     if constrained and W_dec.grad is not None:
-        W_dec.grad.addcmul_(torch.linalg.vecdot(W_dec.grad, W_dec)[:, None], W_dec, value=-1)
+        # A product of rows with rows as matrices: unlike vecdot it needs no matrix between.
+        along = torch.bmm(W_dec.grad[:, None], W_dec[:, :, None])[:, 0]
+        W_dec.grad.addcmul_(along, W_dec, value=-1)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     for group in optimizer.param_groups:
