@@ -5,7 +5,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-
 GROUP = 16
 """Entries of which the largest is looked at first."""
 ROWS = 128
