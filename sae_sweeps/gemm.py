@@ -1,4 +1,4 @@
-"""The one large product of a step, x @ W.T: which library computes it, and into which memory.
+"""Large dense products: which library computes them, and into which memory.
 
 On CPUs PyTorch multiplies float32 matrices with MKL, which on AMD's reaches less than half of what
 oneDNN does. oneDNN's product is an internal operator of PyTorch: it is used where it is there and
@@ -31,6 +31,14 @@ def product(
     if by_column:
         return _product(W, x, bias[:, None]).T
     return _product(x, W, bias[None])
+
+
+def matmul(a: Float[Tensor, "n d"], b: Float[Tensor, "d m"]) -> Float[Tensor, "n m"]:
+    """a @ b, without a gradient."""
+    plain = a.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if plain or a.dtype != torch.float32 or not onednn():
+        return a @ b
+    return _onednn(a, b.T)
 
 
 def backend(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """The config's sections without alternatives; their fields are the schema that YAML answers to."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Training:
     """A latent that has not fired for this many tokens counts as dead."""
     log_every_tokens: int
     """Tokens between two rows of `metrics.jsonl`."""
+    precision: Literal["auto", "float32", "bfloat16"]
+    """Of large products in training; `auto` is bfloat16 on CUDA devices that have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class Config:
     """Number of latents."""
     threads: int
     """CPU threads of one run; the runs of a pack train side by side on the cores there are."""
+    engine: Literal["auto", "sparse", "dense"]
+    """How products with activations are computed; `auto` goes by density, width and device."""
     checkpoint_minutes: float
     """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
     force: bool

@@ -45,7 +45,17 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 NOT_IDENTITY = frozenset(
-    {"name", "device", "threads", "checkpoint_minutes", "force", "tracking", "evaluation", "k"}
+    {
+        "name",
+        "device",
+        "threads",
+        "engine",
+        "checkpoint_minutes",
+        "force",
+        "tracking",
+        "evaluation",
+        "k",
+    }
 )
 """What cannot change a run's weights; the dial `k` acts only through the options it sets."""
 

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
+from sae_sweeps.gemm import matmul
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -52,7 +54,7 @@ def times(
 ) -> Float[Tensor, "batch d_in"]:
     """values @ rows."""
     if pairs is None:
-        return values @ rows
+        return matmul(values, rows)
     return _sums(pairs.latents, values, pairs.token_starts, rows)
 
 
@@ -65,7 +67,7 @@ def transposed_times(
     input rows, with no atomic additions and so always in the same order.
     """
     if pairs is None:
-        return values.T @ rows
+        return matmul(values.T, rows)
     order, starts = pairs.by_latent
     return _sums(pairs.tokens[order], values[order], starts, rows)
 
@@ -75,7 +77,7 @@ def products(
 ) -> Tensor:
     """left @ right.T: of each pair, or the matrix."""
     if pairs is None:
-        return left @ right.T
+        return matmul(left, right.T)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         zeros = torch.sparse_csr_tensor(

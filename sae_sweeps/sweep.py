@@ -14,7 +14,15 @@ from sae_sweeps.config import run_name
 from sae_sweeps.run import METRICS_VERSION, ConfigError, Run, identity, pass_identity
 
 RESULT_VERSION = 1
-ONE_PER_SWEEP = ("tracking", "evaluation", "device", "threads", "checkpoint_minutes", "force")
+ONE_PER_SWEEP = (
+    "tracking",
+    "evaluation",
+    "device",
+    "threads",
+    "engine",
+    "checkpoint_minutes",
+    "force",
+)
 """Sections that cannot change the weights, hence no axes: their points would be one run."""
 
 

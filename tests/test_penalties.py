@@ -534,6 +534,7 @@ def toy(option: str, x: Tensor = MAGNITUDES, **changed: Any) -> tuple[Architectu
         gradient_clip_norm=1.0,
         dead_window_tokens=10**6,
         log_every_tokens=10**6,
+        precision="float32",
     )
     trainer = Trainer(sae, NoAux(3, 1), NoResampling(3, 1), training)
     for _ in range(STEPS):

@@ -22,7 +22,7 @@ class FineTuner:
         # An optimiser must be given something to train.
         parameters = fine_tune.begin(trainer.sae) or [torch.nn.Parameter(torch.zeros(0))]
         self.optimizer = torch.optim.Adam(
-            parameters, lr=fine_tune.lr, betas=(given.beta1, given.beta2)
+            parameters, lr=fine_tune.lr, betas=(given.beta1, given.beta2), fused=True
         )
 
     def step(self, batch: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
@@ -32,7 +32,8 @@ class FineTuner:
         x, divergence = batch, None
         if self.fine_tune.whole_contexts:
             x, divergence = self.stream.contexts(trainer.tokens, len(batch))
-        step, loss = self.fine_tune(sae, x, trainer.dead, divergence)
+        with trainer.autocast():
+            step, loss = self.fine_tune(sae, x, trainer.dead, divergence)
         sae.zero_grad()  # what the phase does not train keeps no gradient of the last step
         self.optimizer.zero_grad()
         loss.backward()

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps import checkpoint, interrupt, options
+from sae_sweeps import checkpoint, gemm, interrupt, options
+from sae_sweeps.acts import max_listed
 from sae_sweeps.build import build
 from sae_sweeps.files import LogFile, write_json, write_text
 from sae_sweeps.interfaces import Architecture
@@ -31,14 +32,19 @@ logger = logging.getLogger(__name__)
 
 LOCK_LIMIT_S = 60.0
 """What a run waits for an attempt that a scheduler has ended but that is still leaving."""
+CPU = torch.device("cpu")
 LOOK_EVERY_S = 0.5
 """How often a waiting run looks whether a signal came."""
 
 
-def new_sae(config: dict[str, Any], d_in: int) -> Architecture:
-    """The SAE that a run's config describes, weights yet to be drawn."""
-    allocator = build(config["allocator"], config["d_sae"])
-    return build(config["architecture"], d_in, config["d_sae"], allocator)
+def new_sae(config: dict[str, Any], d_in: int, device: torch.device = CPU) -> Architecture:
+    """The SAE that a run's config describes, weights yet to be drawn, to be moved to `device`."""
+    d_sae = config["d_sae"]
+    sae: Architecture = build(
+        config["architecture"], d_in, d_sae, build(config["allocator"], d_sae)
+    )
+    sae.max_listed = max_listed(config["engine"], device, d_sae)
+    return sae
 
 
 class Member:
@@ -54,7 +60,7 @@ class Member:
         self.training = options.Training(**config["training"])
         self.evaluation = options.Evaluation(**config["evaluation"])
         stream.held_out(self.evaluation.tokens)
-        sae = new_sae(config, stream.target.d_in)
+        sae = new_sae(config, stream.target.d_in, device)
         sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())
         sizes = stream.target.d_in, config["d_sae"]
         aux_loss, resampling, self.fine_tune = (
@@ -123,6 +129,7 @@ class Member:
         self.tracked: TrackedRun = tracking.open(self.run)
         self.rows: IO[str] = (folder / "metrics.jsonl").open("a", buffering=1)
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
+        self.log.info("computing with %s", json.dumps(self._computed()))
 
     def _identity(self) -> str:
         """The run's identity, and the text's, whose files may have changed under their name."""
@@ -130,10 +137,16 @@ class Member:
             [identity(self.run.config), self.stream.target.description.get("tokens_sha256")]
         )
 
-    def _computed(self) -> list[str]:
-        """What else than options rules a run's numbers."""
+    def _computed(self) -> dict[str, Any]:
+        """What else than options rules a run's numbers, or their rounding."""
         target = self.stream.target
-        return [target.device.type, str(target.description.get("model_dtype"))]
+        return {
+            "device": target.device.type,
+            "model_dtype": target.description.get("model_dtype"),
+            "gemm": gemm.backend(target.device),
+            "precision": "bfloat16" if self.trainer.bfloat16 else "float32",
+            "sparse_up_to": self.trainer.sae.max_listed,
+        }
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take the state over, and cut the rows that came after it."""
@@ -145,7 +158,7 @@ class Member:
         self.display.resumed(self.index, saved.tokens)
         self.log.info("resumed at %d tokens", saved.tokens)
         if (before := saved.state["computed"]) != self._computed():
-            text = "device and model's dtype were %s, are %s: weights are not what they would be"
+            text = "computed with %s before, now with %s: weights are not what they would be"
             self.log.warning(text, before, self._computed())
 
     def advance(self, chunk: Float[Tensor, "chunk d_in"], start: int) -> None:
@@ -264,8 +277,8 @@ class Member:
                 "seconds": seconds,
                 "tokens_per_s": self.trainer.tokens / seconds,
                 "threads": torch.get_num_threads(),
+                **self._computed(),
                 "device": str(target.device),
-                "model_dtype": target.description.get("model_dtype"),
             },
         }
         self.stream.unscale(sae)

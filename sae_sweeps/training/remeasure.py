@@ -59,7 +59,7 @@ def _remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> dict[str, Any
 
 def load_sae(run: Run, stream: Stream) -> Architecture:
     """A finished run's SAE, for the scaled activations of its stream."""
-    sae = new_sae(run.config, stream.target.d_in)
+    sae = new_sae(run.config, stream.target.d_in, stream.target.device)
     sae.load_state_dict(load_file(run.folder / "checkpoint" / "weights.safetensors"))
     sae.to(stream.target.device)
     stream.rescale(sae)

@@ -31,25 +31,35 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             groups, lr=given.lr, betas=(given.beta1, given.beta2), fused=True
         )
+        device = sae.W_dec.device
+        self.bfloat16 = given.precision == "bfloat16" or (
+            given.precision == "auto"
+            and device.type == "cuda"
+            and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
         self.tokens = 0
         self.replaced = 0
-        self.tokens_since_fired = torch.zeros(
-            sae.W_dec.shape[0], dtype=torch.int64, device=sae.W_dec.device
-        )
+        self.tokens_since_fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=device)
 
     @property
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """Latents silent for the whole dead window."""
         return self.tokens_since_fired >= self.given.dead_window_tokens
 
+    def autocast(self) -> torch.autocast:
+        """What the forward pass runs under."""
+        device = self.sae.W_dec.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
+
     def step(self, x: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch; the figures of the step, where `wanted`, as scalars on the device."""
         lr = learning_rate(self.tokens, len(x), self.given)
         lr *= self.resampling.lr_factor(self.tokens)
-        step = self.sae(x, self.dead)
-        error = squared_error(step)
-        penalty, aux_loss = self.sae.penalty(step), self.aux_loss(step)
-        loss = error + penalty + aux_loss
+        with self.autocast():
+            step = self.sae(x, self.dead)
+            error = squared_error(step)
+            penalty, aux_loss = self.sae.penalty(step), self.aux_loss(step)
+            loss = error + penalty + aux_loss
         self.optimizer.zero_grad()
         loss.backward()
         grad_norm = update(self.sae, self.optimizer, self.given.gradient_clip_norm, lr)
