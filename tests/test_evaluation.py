@@ -58,6 +58,7 @@ def training(**changed: Any) -> options.Training:
         "gradient_clip_norm": 1.0,
         "dead_window_tokens": 10**6,
         "log_every_tokens": BATCH,
+        "precision": "float32",
     }
     return options.Training(**given | changed)
 

@@ -16,7 +16,7 @@ ROWS = [
     {"sparse"},
     {"acts"},
     {"interfaces"},
-    {"averages", "zipf"},
+    {"averages", "ranking", "zipf"},
     {"matching", "metrics"},
     {"embedded"},
     {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model", "data"},

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sae_sweeps.acts import SparseActs
 from sae_sweeps.allocator.mutual_choice import GUESS, mutual_choice
-from sae_sweeps.allocator.ranking import largest_of_rows
 from sae_sweeps.allocator.thresholds import LearntThreshold, above
 from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+from sae_sweeps.ranking import largest_of_rows
 from sae_sweeps.zipf import zipf_budgets
 
 
@@ -36,7 +36,7 @@ def feature_choice(
         most = min(2 * least - 1, batch)
         latents = ((budgets >= least) & (budgets <= most)).nonzero().squeeze(1)
         if len(latents):
-            tokens = largest_of_rows(columns[latents], budgets[latents], most)
+            tokens = largest_of_rows(columns.index_select(0, latents), budgets[latents], most)
             within = torch.arange(most, device=budgets.device) < budgets[latents, None]
             chosen.append((tokens * d_sae + latents[:, None])[within])
         least *= 2

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.allocator.ranking import largest
 from sae_sweeps.allocator.thresholds import LearntThreshold, above
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+from sae_sweeps.ranking import largest
 
 
 def mutual_choice(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sae_sweeps.acts import SparseActs
 from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Step
+from sae_sweeps.ranking import ROWS
 
 RATE = 0.5
 """Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""
@@ -46,7 +47,7 @@ class LearntThreshold(nn.Module):
         """
         tokens = len(step.x)
         threshold, kept_count = self.value(), kept.active.count_nonzero()
-        passed = (step.affinities > threshold).count_nonzero()
+        passed = count_above(step.affinities, threshold)
         ratio = (passed.clamp(min=1) / kept_count.clamp(min=1)).log().clamp(-1, 1)
         # However short the horizon, a batch never corrects more than the mismatch itself.
         gain = -math.expm1(-ELASTICITY * RATE * tokens / self.horizon_tokens) / ELASTICITY
@@ -62,6 +63,17 @@ class LearntThreshold(nn.Module):
     def rescale(self, factor: float) -> None:
         """Adapt to affinities multiplied by `factor`."""
         self.smallest.total *= factor
+
+
+def count_above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, ""]:
+    """Entries above a threshold, one or one per latent."""
+    if affinities.device.type != "cpu":
+        return (affinities > threshold).count_nonzero()
+    # A few tokens or latents at a time, as they lie in memory, so that the mask stays in a cache.
+    by_token = affinities.is_contiguous()
+    bounds = threshold.expand(affinities.shape)
+    parts = (matrix.split(ROWS, dim=0 if by_token else 1) for matrix in (affinities, bounds))
+    return torch.stack([(x > bound).count_nonzero() for x, bound in zip(*parts, strict=True)]).sum()
 
 
 def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:

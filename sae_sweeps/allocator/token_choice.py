@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.allocator.ranking import largest_of_rows
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+from sae_sweeps.ranking import largest_of_rows
 
 
 def token_choice(affinities: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, " n"]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sae_sweeps.acts import Selection, decode
 from sae_sweeps.interfaces import Step
+from sae_sweeps.ranking import topk
 
 
 def residual_loss(step: Step, weight: Float[Tensor, " d_sae"], k_aux: int) -> Float[Tensor, ""]:
@@ -26,7 +27,7 @@ def residual_loss(step: Step, weight: Float[Tensor, " d_sae"], k_aux: int) -> Fl
     own = weight[latents]
     wanted = pre_acts.values * own
     batch, count = wanted.shape
-    top = wanted.topk(min(k_aux, count), dim=1, sorted=False).indices.sort(dim=1).values
+    top = topk(wanted, min(k_aux, count))[1].sort(dim=1).values
     starts = torch.arange(0, batch * count, count, device=top.device)
     chosen = pre_acts.at(Selection((top + starts[:, None]).flatten())).times(own)
     chosen = chosen.relu() if step.budgeted else chosen

@@ -20,19 +20,19 @@ def largest_of_rows(
     accelerators, where to look for them would mean to wait, any.
     """
     n = values.shape[1]
-    top, indices = _topk(values, min(most + 1, n))
+    top, indices = topk(values, min(most + 1, n))
     indices = indices[:, :most]
     if values.device.type == "cpu":
         padded = F.pad(top, (0, 1), value=-torch.inf)
         last, next_one = padded.gather(1, torch.stack([budgets - 1, budgets], 1)).unbind(1)
         tied = ((last == next_one) & (last > 0)).nonzero().squeeze(1)
         if len(tied):
-            ordered = values[tied].sort(dim=1, descending=True, stable=True).indices
+            ordered = values.index_select(0, tied).sort(dim=1, descending=True, stable=True).indices
             indices[tied] = ordered[:, :most]
     return indices
 
 
-def _topk(
+def topk(
     values: Float[Tensor, "rows n"], count: int
 ) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
     """values.topk(count, dim=1), on CPUs by way of the groups with the largest maxima.
@@ -40,15 +40,17 @@ def _topk(
     None of the others has anything to add, and a maximum costs less than a rank.
     """
     n = values.shape[1]
-    if values.device.type != "cpu" or n % GROUP or 2 * count > n // GROUP:
+    if values.device.type != "cpu" or 2 * count > n // GROUP:
         top = values.topk(count, dim=1)
         return top.values, top.indices
-    found = [_topk_of_groups(part, count) for part in values.split(ROWS)]
+    found = [_of_groups(part, count) for part in values.split(ROWS)]
     top, indices = zip(*found, strict=True)
     return torch.cat(top), torch.cat(indices)
 
 
-def _topk_of_groups(values: Float[Tensor, "rows n"], count: int) -> tuple[Tensor, Tensor]:
+def _of_groups(values: Float[Tensor, "rows n"], count: int) -> tuple[Tensor, Tensor]:
+    if short := -values.shape[1] % GROUP:
+        values = F.pad(values, (0, short), value=-torch.inf)
     rows, n = values.shape
     groups = values.view(rows, GROUP, n // GROUP)  # a group's members lie n // GROUP apart
     best = groups.amax(1).topk(count, dim=1, sorted=False).indices
