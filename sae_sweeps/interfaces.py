@@ -72,7 +72,7 @@ class Allocator(nn.Module, ABC):
     """Chooses which token-latent pairs are active.
 
     In training mode it ranks the whole batch; in evaluation mode each token is decided on its own.
-    All running state is in buffers.
+    All running state is in its `state_dict`.
     """
 
     sets_budget: ClassVar[bool]

@@ -9,6 +9,10 @@ GROUP = 16
 """Entries of which the largest is looked at first."""
 ROWS = 128
 """Rows ranked at a time, so that they stay in a cache."""
+SAMPLE = 200_000
+"""Entries that are looked at for a bound which somewhat more than enough others exceed."""
+SPARE, SPARE_ENTRIES = 1.2, 16
+"""How many more: a share, and a number for samples of which few are wanted."""
 
 
 def largest_of_rows(
@@ -66,16 +70,29 @@ def largest(
     """Indices, ascending, of the `budget` largest entries; of equal ones the first.
 
     Ranking all entries costs more than the encoder. Where at least `budget` of them lie above
-    `guess`, only these are ranked: the choice is the same. Accelerators rank all, since the number
-    of candidates would have to be waited for; of equal ones they take any.
+    `guess`, or a bound that a sample suggests, only these are ranked: the choice is the same.
+    Accelerators rank all, since the number of candidates would have to be waited for; of equal ones
+    they take any.
     """
     if values.device.type != "cpu" or budget == 0:
         return values.topk(budget, sorted=False).indices.sort().values
-    candidates = values[:0].long() if guess is None else (values > guess).nonzero().squeeze(1)
-    if len(candidates) < budget:
-        candidates = torch.arange(len(values))
+    candidates = _candidates(values, budget, guess)
     ranked = values[candidates]
     least = ranked.topk(budget, sorted=False).values.min()
     kept = ranked > least
     kept[(ranked == least).nonzero()[: budget - int(kept.sum())]] = True
     return candidates[kept]
+
+
+def _candidates(
+    values: Float[Tensor, " n"], budget: int, guess: Float[Tensor, ""] | None
+) -> Int[Tensor, " m"]:
+    """Indices of at least the `budget` largest entries, of all the equal ones among them too."""
+    if guess is not None:
+        above = (values > guess).nonzero().squeeze(1)
+        if len(above) >= budget:
+            return above
+    sample = values[:: len(values) // SAMPLE | 1]
+    count = min(int(SPARE * budget * len(sample) / len(values)) + SPARE_ENTRIES, len(sample))
+    above = (values >= sample.topk(count, sorted=False).values.min()).nonzero().squeeze(1)
+    return above if len(above) >= budget else torch.arange(len(values))

@@ -26,19 +26,21 @@ def feature_choice(
     """Flat indices, ascending, of each column's `budgets[latent]` largest entries.
 
     Latents are ranked in groups of like budget (powers of two), so that no column is sorted further
-    than twice its need.
+    than twice its need. Budgets are on the CPU: all shapes are known there, and nothing waits.
     """
     batch, d_sae = affinities.shape
     columns = affinities.T.contiguous()
-    chosen = [budgets[:0]]
+    device = affinities.device
+    chosen = [torch.zeros(0, dtype=torch.int64, device=device)]
     least = 1
     while least <= batch:
         most = min(2 * least - 1, batch)
         latents = ((budgets >= least) & (budgets <= most)).nonzero().squeeze(1)
         if len(latents):
-            tokens = largest_of_rows(columns.index_select(0, latents), budgets[latents], most)
-            within = torch.arange(most, device=budgets.device) < budgets[latents, None]
-            chosen.append((tokens * d_sae + latents[:, None])[within])
+            wanted, here = budgets[latents], latents.to(device)
+            tokens = largest_of_rows(columns.index_select(0, here), wanted, most)
+            within = (torch.arange(most) < wanted[:, None]).flatten().nonzero().squeeze(1)
+            chosen.append((tokens * d_sae + here[:, None]).flatten()[within.to(device)])
         least *= 2
     return torch.cat(chosen).sort().values
 
@@ -57,8 +59,6 @@ class FeatureChoice(Allocator):
     """
 
     sets_budget: ClassVar[bool] = True
-    latent_of_rank: Tensor
-    tokens_seen: Tensor
 
     def __init__(
         self,
@@ -79,14 +79,20 @@ class FeatureChoice(Allocator):
         self.unobserved = 0
         self.threshold = LearntThreshold(d_sae, horizon_tokens)
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
-        self.register_buffer("latent_of_rank", torch.arange(d_sae))
-        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
+        # No buffers either: they stay on the CPU, where budgets are made.
+        self.latent_of_rank, self.tokens_seen = torch.arange(d_sae), 0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.cat([torch.tensor([self.tokens_seen]), self.latent_of_rank])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.tokens_seen, self.latent_of_rank = int(state[0]), state[1:].clone()
 
     def by_latent(self) -> bool:
         return self.training and not self._is_mutual()
 
     def _is_mutual(self) -> bool:
-        return bool(self.tokens_seen < self.mutual_tokens)
+        return self.tokens_seen < self.mutual_tokens
 
     def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
         batch = affinities.shape[0]
@@ -100,16 +106,15 @@ class FeatureChoice(Allocator):
         return selection
 
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
-        """Tokens that each latent may keep of the next batch, by latent."""
+        """Tokens that each latent may keep of the next batch, by latent; on the CPU."""
         budgets = zipf_budgets(self.d_sae, batch, self.k, self.exponent, self.shift)
         stochastic = self.rounding == "stochastic"
         by_rank = budgets.systematic(self._uniform()) if stochastic else budgets.largest_remainder
-        ranked = by_rank.to(self.latent_of_rank.device)
-        return torch.zeros_like(ranked).scatter(0, self.latent_of_rank, ranked)
+        return torch.zeros_like(by_rank).scatter(0, self.latent_of_rank, by_rank)
 
     def _uniform(self) -> float:
         """A number in [0, 1) that the seed, the tokens seen and the batches since determine."""
-        entropy = [self.seed, int(self.tokens_seen), self.unobserved]
+        entropy = [self.seed, self.tokens_seen, self.unobserved]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0]) / 2**32
 
     def observe(self, step: Step, progress: Progress) -> None:
@@ -120,7 +125,7 @@ class FeatureChoice(Allocator):
         self.threshold.update(step, kept, self._smallest(kept))
         if self.tokens_seen < self.mutual_tokens <= progress.tokens:
             self._switch()
-        self.tokens_seen.fill_(progress.tokens)
+        self.tokens_seen = progress.tokens
         self.unobserved = 0
 
     def _smallest(self, kept: SparseActs) -> Float[Tensor, " d_sae"]:
@@ -131,7 +136,7 @@ class FeatureChoice(Allocator):
     def _switch(self) -> None:
         """Freeze the ranks; thresholds begin anew, since mutual choice kept other entries."""
         order = self.density.value().argsort(descending=True, stable=True)
-        self.latent_of_rank.copy_(order)
+        self.latent_of_rank = order.cpu()
         self.threshold.restart()
 
     def inference(self) -> Inference:
