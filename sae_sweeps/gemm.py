@@ -78,7 +78,7 @@ def _product(
     bias = bias.expand(out.shape)
     if left.dtype != torch.float32 or not onednn():
         return torch.addmm(bias, left, right.T, out=out)
-    chunks = -(-out.numel() // CHUNK)
+    chunks = max(1, -(-out.numel() // CHUNK))
     for part, parts_bias, into in zip(
         left.tensor_split(chunks), bias.tensor_split(chunks), out.tensor_split(chunks), strict=True
     ):
@@ -107,10 +107,6 @@ def lent(rows: int, columns: int, dtype: torch.dtype) -> Float[Tensor, "rows col
     if len(block) < size:
         block = np.empty(size, np.uint8)
     # The tensor's storage keeps this array alive, which is what tells that it is in use.
-    held = block[:size].view(_Held)
+    held = block[:size]
     weakref.finalize(held, _free.append, block).atexit = False
     return torch.from_numpy(held).view(dtype).view(rows, columns)
-
-
-class _Held(np.ndarray):
-    """An array of its own, to be looked after; NumPy's views can name another as their base."""

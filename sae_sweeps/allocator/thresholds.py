@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from sae_sweeps.acts import SparseActs
 from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Step
-from sae_sweeps.ranking import ROWS
 
 RATE = 0.5
 """Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""
 ELASTICITY = 6.0
 """Change of log L0 per change of log threshold, about; measured on the embedded model."""
+
+
+COUNTED = 512
+"""Tokens of a batch on which both are counted; of more the count would cost and hardly change."""
 
 
 class LearntThreshold(nn.Module):
@@ -46,8 +49,9 @@ class LearntThreshold(nn.Module):
         The `smallest` ones kept, of those above 0, are +inf where there was none.
         """
         tokens = len(step.x)
-        threshold, kept_count = self.value(), kept.active.count_nonzero()
-        passed = count_above(step.affinities, threshold)
+        threshold, counted = self.value(), min(tokens, COUNTED)
+        passed = (step.affinities[:counted] > threshold).count_nonzero()
+        kept_count = (kept.active & (kept.tokens < counted)).count_nonzero()
         ratio = (passed.clamp(min=1) / kept_count.clamp(min=1)).log().clamp(-1, 1)
         # However short the horizon, a batch never corrects more than the mismatch itself.
         gain = -math.expm1(-ELASTICITY * RATE * tokens / self.horizon_tokens) / ELASTICITY
@@ -63,17 +67,6 @@ class LearntThreshold(nn.Module):
     def rescale(self, factor: float) -> None:
         """Adapt to affinities multiplied by `factor`."""
         self.smallest.total *= factor
-
-
-def count_above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, ""]:
-    """Entries above a threshold, one or one per latent."""
-    if affinities.device.type != "cpu":
-        return (affinities > threshold).count_nonzero()
-    # A few tokens or latents at a time, as they lie in memory, so that the mask stays in a cache.
-    by_token = affinities.is_contiguous()
-    bounds = threshold.expand(affinities.shape)
-    parts = (matrix.split(ROWS, dim=0 if by_token else 1) for matrix in (affinities, bounds))
-    return torch.stack([(x > bound).count_nonzero() for x, bound in zip(*parts, strict=True)]).sum()
 
 
 def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:

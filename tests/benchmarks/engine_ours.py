@@ -21,6 +21,7 @@ from tests.small import Quiet, small_run
 
 LOG_EVERY = 6553
 """Tokens between two rows of `metrics.jsonl`, as of a run of default length: every 3.2 steps."""
+GROUPS = "architecture", "allocator", "aux_loss"
 METHODS = {
     "token": ("method=topk",),
     "mutual": ("method=mutual_choice",),
@@ -70,10 +71,12 @@ def runs_of(case: dict[str, Any], home: Path) -> list[Run]:
     """The runs of a case: methods times values of k."""
     runs = [
         small_run(home / "runs", *words(case), *METHODS[method], "aux_loss=none", f"k={k}")
-        for method in case.get("methods", [case["method"]])
-        for k in case.get("ks", [case["k"]])
+        for method in case.get("methods") or [case["method"]]
+        for k in case.get("ks") or [case["k"]]
     ]
-    return [replace(run, choices={"method": run.choices["method"]}) for run in runs]
+    return [
+        replace(run, choices={name: run.choices[name] for name in GROUPS}) for run in runs
+    ]  # as a launch records them
 
 
 def tracking_of(case: dict[str, Any], home: Path) -> Tracking:
@@ -91,7 +94,7 @@ def ours(case: dict[str, Any], gate: Gate) -> None:
     home = Path(case["home"])
     runs, tracking = runs_of(case, home), tracking_of(case, home)
     gate.ready()
-    with patch("sae_sweeps.training.pack.workers", lambda device, threads: 1):
+    with patch("sae_sweeps.training.pack.workers", return_value=1):
         outcomes = train_pack(runs, tracking, Waiting(gate))
     raise RuntimeError(f"training ended: {outcomes}")
 

@@ -4,6 +4,7 @@ Nothing of ours is imported here. Every loop runs unchanged; it is fed with batc
 the benchmark. Learning rate, batch, latents and k are ours, all else is as the peer has it.
 """
 
+import importlib
 import json
 import sys
 import types
@@ -28,13 +29,9 @@ def source(case: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def _forward(case: dict[str, Any]) -> Iterator[Tensor]:
-    from transformer_lens import (  # pyright: ignore[reportMissingImports]
-        HookedTransformer,
-        HookedTransformerConfig,
-    )
-
+    lens: Any = importlib.import_module("transformer_lens")  # not the version that we have
     layers = case["layers"]
-    config: Any = HookedTransformerConfig(
+    config = lens.HookedTransformerConfig(
         n_layers=layers,
         d_model=768,
         n_ctx=1024,
@@ -47,7 +44,7 @@ def _forward(case: dict[str, Any]) -> Iterator[Tensor]:
         device="cpu",
         seed=0,
     )
-    model: Any = HookedTransformer(config)
+    model = lens.HookedTransformer(config)
     hook = f"blocks.{layers - 1}.hook_resid_post"
     draw = torch.Generator().manual_seed(0)
     shape = (case["batch"] // CONTEXT, CONTEXT)

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Timer
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +21,10 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
 }
+LIMIT_S = 600.0
+"""What a contender that does not answer is given."""
 WARM_ROUNDS = 1
-"""Rounds that are not counted: they allocate the optimiser's state, and load what is loaded late."""
+"""Rounds that are not counted: they allocate, and load what is loaded late."""
 
 
 class Failed(Exception):
@@ -70,14 +73,18 @@ class Worker:
             self.process.stdin.flush()
         except BrokenPipeError:
             raise Failed(self._last_words()) from None
+        watch = Timer(LIMIT_S, self.process.kill)
+        watch.start()
         line = self.process.stdout.readline()
+        watch.cancel()
         if not line:
             raise Failed(self._last_words())
         return json.loads(line)
 
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+        last = next((line for line in reversed(lines) if line.strip()), "no message")
+        return " ".join(word for word in last.split() if os.sep not in word)  # no paths
 
     def __enter__(self) -> "Worker":
         return self
@@ -89,7 +96,8 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # what a process that ended was still to be told
+            self.process.stdin.close()
         self.process.stdout.close()
         try:
             self.process.wait(timeout=10)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 DIRECTIONS, RANK = 2000, 64
+DATA_SEED = 2**20
+"""Not one of a run's: its first decoder would be the very directions."""
 MEAN_ACTIVE = 20
 BLOCK = 4096
 """Tokens made at a time."""
@@ -88,7 +90,7 @@ def synthesise(tokens: int, d_in: int) -> Tensor:
     Sparse sums of directions as frequent as Zipf's law says, with heavy-tailed magnitudes; noise of
     low rank; a mean.
     """
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(DATA_SEED)
     directions = torch.randn(DIRECTIONS, d_in, generator=draw)
     directions /= directions.norm(dim=1, keepdim=True)
     frequency = 1 / torch.arange(1, DIRECTIONS + 1)

@@ -1,0 +1,247 @@
+"""What a step of ours is made of: python -m tests.benchmarks.engine_profile PART CASE.
+
+Prints JSON. `breakdown`: seconds by kind of work, each counted once, and the large product alone;
+`overhead`: what a run does beside mathematics; `ops`: operators and synchronisations of a step;
+`quality`: held-out FVU of the engine forced dense and sparse.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sae_sweeps import gemm, sparse
+from sae_sweeps.stream.harvest import Harvest
+from sae_sweeps.training import trainer as training
+from sae_sweeps.training.member import Member
+from sae_sweeps.training.trainer import Trainer, squared_error, update
+from tests.benchmarks.engine_ours import METHODS, runs_of, tracking_of
+from tests.benchmarks.engine_worker import saved
+from tests.small import Quiet, small_run, train
+
+ROUNDS = 7
+WARM_STEPS = 4
+SYNCHRONISING = {"_local_scalar_dense", "nonzero", "unique", "_unique2", "masked_select"}
+SEEDS = (0, 1, 2)
+SPARSE_PRODUCTS = ("times", "transposed_times", "products", "per_latent")
+SMALL_RUNS = (
+    *("d_sae=768", "k=32", "stream.batch_tokens=512", "stream.chunk_tokens=8192"),
+    *("stream.calibration_tokens=8192", "training.tokens=102400", "stream.repeat=true"),
+    *("evaluation.tokens=4096", "evaluation.ce_tokens=0"),
+)
+
+
+def member_of(case: Mapping[str, Any], method: str) -> Member:
+    """A run, opened: the first `advance` trains."""
+    home = Path(case["home"]) / method
+    (run,) = runs_of({**case, "methods": [method]}, home)
+    with ThreadPoolExecutor(1) as pool:
+        harvest = Harvest([run.config], torch.device("cpu"), pool)
+    member = Member(0, run, harvest.stream(run.config), Quiet())
+    member.open(tracking_of(dict(case), home))
+    return member
+
+
+class Clock:
+    """CPU seconds by kind of work; what is inside of something else is not counted there."""
+
+    def __init__(self) -> None:
+        self.spent = defaultdict[str, float](float)
+        self._stack = ["rest"]
+        self._last = time.process_time()
+
+    def _turn(self) -> None:
+        now = time.process_time()
+        self.spent[self._stack[-1]] += now - self._last
+        self._last = now
+
+    @contextmanager
+    def counting(self, kind: str) -> Generator[None]:
+        """Count what happens within as `kind`."""
+        self._turn()
+        self._stack.append(kind)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._stack.pop()
+
+    def counted(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, whose time counts as `kind`."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.counting(kind):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+def breakdown(case: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By method, milliseconds of CPU of a step's parts."""
+    return {method: _parts(case, method) for method in case["methods"]}
+
+
+def _parts(case: dict[str, Any], method: str) -> dict[str, float]:
+    member = member_of(case, method)
+    trainer, x = member.trainer, saved(case)[: case["batch"]]
+    sae = trainer.sae
+    bias = torch.zeros(case["d_sae"])
+    by_latent = sae.allocator.by_latent()
+    found: dict[str, list[float]] = {}
+    for turn in range(WARM_STEPS + ROUNDS):
+        clock = Clock()
+        with ExitStack() as stack:
+            for name in SPARSE_PRODUCTS:
+                function = clock.counted("sparse products", getattr(sparse, name))
+                stack.enter_context(patch.object(sparse, name, function))
+            for owner, name, kind in (
+                (gemm, "product", "encoder product"),
+                (sae.allocator, "forward", "selection"),
+                (training, "update", "clip, Adam, projection"),
+                (trainer, "_observe", "counters"),
+            ):
+                function = clock.counted(kind, getattr(owner, name))
+                stack.enter_context(patch.object(owner, name, function))
+            with clock.counting("rest"):
+                trainer.step(x, wanted=False)
+        began = time.process_time()
+        with torch.no_grad():
+            gemm.product(x - sae.b_dec, sae.W_enc.T, bias, by_latent)
+        clock.spent["the product alone"] = time.process_time() - began
+        if turn >= WARM_STEPS:
+            for kind, seconds in clock.spent.items():
+                found.setdefault(kind, []).append(1e3 * seconds)
+    return {kind: median(spent) for kind, spent in found.items()}
+
+
+def mathematics(trainer: Trainer, x: Tensor) -> None:
+    """What a step cannot do without."""
+    lr = training.learning_rate(trainer.tokens, len(x), trainer.given)
+    step = trainer.sae(x, trainer.dead)
+    loss = squared_error(step) + trainer.sae.penalty(step) + trainer.aux_loss(step)
+    trainer.optimizer.zero_grad()
+    loss.backward()
+    update(trainer.sae, trainer.optimizer, trainer.given.gradient_clip_norm, lr)
+
+
+def overhead(case: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By method, CPU of `Member.advance` over that of its mathematics, and of a checkpoint."""
+    return {method: _overhead(case, method) for method in case["methods"]}
+
+
+def _overhead(case: dict[str, Any], method: str) -> dict[str, float]:
+    member = member_of(case, method)
+    chunk = saved(case)[: case["batch"] * case["chunk_batches"]]
+    ratios: list[float] = []
+    bare: list[float] = []
+    for turn in range(1 + ROUNDS):
+        began = time.process_time()
+        member.advance(chunk, member.trainer.tokens)
+        between = time.process_time()
+        for x in chunk.split(case["batch"]):
+            mathematics(member.trainer, x)
+        after = time.process_time()
+        if turn:
+            ratios.append((between - began) / (after - between))
+            bare.append((after - between) / case["chunk_batches"])
+    began = time.process_time(), time.monotonic()
+    member._save()  # pyright: ignore[reportPrivateUsage]
+    saving = time.process_time() - began[0], time.monotonic() - began[1]
+    member.tracked.finish({}, failed=False)
+    member.close_files()
+    return {
+        "beside_mathematics": median(ratios) - 1,
+        "mathematics_ms": 1e3 * median(bare),
+        "checkpoint_cpu_s": saving[0],
+        "checkpoint_wall_s": saving[1],
+        "checkpoint_share": saving[0] / (60 * case["checkpoint_minutes"]),
+    }
+
+
+class Counting(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def ops(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By method, operators of a step between two rows of metrics."""
+    found: dict[str, dict[str, Any]] = {}
+    for method in case["methods"]:
+        trainer, x = member_of(case, method).trainer, saved(case)[: case["batch"]]
+        for _ in range(WARM_STEPS):
+            trainer.step(x, wanted=False)
+        with Counting() as counting:
+            trainer.step(x, wanted=False)
+        waits = {name: n for name, n in counting.seen.items() if name in SYNCHRONISING}
+        found[method] = {"ops": counting.seen.total(), "synchronisations": waits}
+    return found
+
+
+def quality(case: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """By method and seed, held-out FVU of either engine."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for method, choice in METHODS.items():
+        found[method] = []
+        for seed in SEEDS:
+            row: dict[str, float] = {"seed": seed}
+            for engine in ("dense", "sparse"):
+                words = [*SMALL_RUNS, *choice, "aux_loss=none", f"seed={seed}", f"engine={engine}"]
+                words += ["target_model=activations", f"target_model.path={case['data']}"]
+                (result,) = train(small_run(Path(case["home"]) / engine, *words))
+                if isinstance(result, Exception):
+                    raise result
+                row[engine] = result["metrics"]["fvu"]
+            found[method].append(row)
+    return found
+
+
+def machine(_: dict[str, Any]) -> dict[str, Any]:
+    """What computed, in words that name no machine."""
+    config = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    return {
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", "CPU"),
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "torch": torch.__version__,
+        "libraries": [line for line in config if "Math Kernel" in line or "MKL-DNN" in line],
+        "gemm": gemm.backend(torch.device("cpu")),
+    }
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    function.__name__: function for function in (breakdown, overhead, ops, quality, machine)
+}
+
+
+def main() -> None:
+    """Measure one part."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # W&B prints
+    torch.set_num_threads(1)
+    name, case = sys.argv[1:]
+    json.dump(PARTS[name](json.loads(case)), answer)
+
+
+if __name__ == "__main__":
+    main()
