@@ -18,7 +18,7 @@ from sae_sweeps.run import one_line
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 KEPT = 2
 """The last one, and one before it in case the last is damaged."""
 

@@ -12,7 +12,7 @@ import torch
 from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
 from small import CONF, small_run, train
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_sweeps import options
 from sae_sweeps.build import build
@@ -20,6 +20,7 @@ from sae_sweeps.interfaces import Architecture, AuxLoss, FineTune, Progress
 from sae_sweeps.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training import snapshot
+from sae_sweeps.training.adam import Adam
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, squared_error
@@ -253,17 +254,16 @@ def started(config: dict[str, Any], fine_tune: str) -> tuple[Trainer, FineTuner]
     return trainer, FineTuner(trainer, phase, object.__new__(Stream))
 
 
-def laid_out_like_their_parameter(optimizer: torch.optim.Optimizer) -> int:
+def laid_out_like_their_parameter(optimizer: Adam) -> int:
     """Check gradients and moments of all parameters; the number of moments."""
     moments = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                assert parameter.grad.stride() == parameter.stride()
-            for name, moment in optimizer.state[parameter].items():
-                if moment.shape == parameter.shape:
-                    assert moment.stride() == parameter.stride(), (name, tuple(parameter.shape))
-                    moments += 1
+    for parameter in optimizer.trained:
+        if parameter.grad is not None:
+            assert parameter.grad.stride() == parameter.stride()
+        for moment in optimizer.moments(parameter):
+            assert moment.shape == parameter.shape
+            assert moment.stride() == parameter.stride(), tuple(parameter.shape)
+            moments += 1
     return moments
 
 
@@ -277,7 +277,7 @@ def steps(trainer: Trainer, first: int, count: int) -> None:
 def test_a_restored_state_goes_on_bit_for_bit(
     architecture: str, engine: str, tmp_path: Path
 ) -> None:
-    """Fused Adam is wrong, without a word, where moments lie otherwise than their parameter."""
+    """Fused Adam is wrong, without a word, where moments lie otherwise than what it is given."""
     config = configured(architecture=architecture) | {"engine": engine}
     trainer, fine_tuner = started(config, "none")
     steps(trainer, 0, 3)
@@ -306,18 +306,14 @@ def test_the_last_phase_too_is_restored_as_it_lay(fine_tune: str, tmp_path: Path
     again, its_tuner = started(config, fine_tune)
     steps(trainer, 0, 1)
     generator = torch.Generator().manual_seed(0)
-    gradients = [
-        torch.randn(p.shape, generator=generator)
-        for group in fine_tuner.optimizer.param_groups
-        for p in group["params"]
-    ]
+    trained = fine_tuner.optimizer.trained
+    gradients = [torch.randn(p.shape, generator=generator) for p in trained]
 
-    def update(tuner: FineTuner) -> list[Tensor]:
-        parameters = [p for group in tuner.optimizer.param_groups for p in group["params"]]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+    def update(tuner: FineTuner) -> list[nn.Parameter]:
+        for parameter, gradient in zip(tuner.optimizer.trained, gradients, strict=True):
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        tuner.optimizer.step()
-        return parameters
+        tuner.optimizer.update(1e-3)
+        return tuner.optimizer.trained
 
     update(fine_tuner)
     tensors, numbers = snapshot.take(trainer, fine_tuner)
@@ -326,3 +322,28 @@ def test_the_last_phase_too_is_restored_as_it_lay(fine_tune: str, tmp_path: Path
     assert laid_out_like_their_parameter(its_tuner.optimizer) > 0
     for one, other in zip(update(fine_tuner), update(its_tuner), strict=True):
         assert one.equal(other)
+
+
+def test_adam_is_the_same_however_a_matrix_lies() -> None:
+    """Against PyTorch's plain loop over parameters that lie row by row; one of them is square."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(*shape, generator=generator) for shape in ((7, 5), (6, 6), (9,))]
+    plain = [nn.Parameter(value.clone()) for value in values]
+    lying = [nn.Parameter(v.T.contiguous().T if v.ndim == 2 else v.clone()) for v in values]
+    groups = [
+        {"params": [p], "lr": 1e-2 * factor} for p, factor in zip(plain, (1, 2, 3), strict=True)
+    ]
+    reference = torch.optim.Adam(groups, betas=(0.8, 0.99), foreach=False)
+    ours = Adam(lying, factors, (0.8, 0.99))
+    for _ in range(5):
+        for one, other in zip(plain, lying, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()  # row by row, whatever the parameter does
+        reference.step()
+        ours.update(1e-2)
+        assert all(one.allclose(other) for one, other in zip(plain, lying, strict=True))
+    ours.zero_grad()
+    assert all(parameter.grad is None for parameter in lying)
+    reference.zero_grad()
+    ours.update(1e-2)  # without gradients nothing moves
+    assert all(one.allclose(other) for one, other in zip(plain, lying, strict=True))

@@ -209,7 +209,7 @@ HOLDERS: dict[str, Callable[[Tensor], object]] = {
     "view": lambda t: t.view(-1)[3:],
     "transposed": lambda t: t.T[1:],
     "detached": lambda t: t.detach(),
-    "split": lambda t: t.split(1)[-1],
+    "split": lambda t: t.split(1)[-1],  # pyright: ignore
     "numpy": lambda t: t.numpy()[1:],  # pyright: ignore
     "graph": lambda t: summed(nn.Parameter(torch.ones_like(t)), t),
     "function": lambda t: Held.apply(nn.Parameter(torch.ones(())), t),  # pyright: ignore

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sae_sweeps.interfaces import FineTune, Progress
 from sae_sweeps.stream.live import Stream
+from sae_sweeps.training.adam import Adam
 from sae_sweeps.training.trainer import Trainer, figures, update
 
 
@@ -21,9 +22,8 @@ class FineTuner:
         self.tokens = 0
         # An optimiser must be given something to train.
         parameters = fine_tune.begin(trainer.sae) or [torch.nn.Parameter(torch.zeros(0))]
-        self.optimizer = torch.optim.Adam(
-            parameters, lr=fine_tune.lr, betas=(given.beta1, given.beta2), fused=True
-        )
+        betas = given.beta1, given.beta2
+        self.optimizer = Adam(parameters, [1.0] * len(parameters), betas)
 
     def step(self, batch: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch, or on as many tokens in context; figures where `wanted`."""

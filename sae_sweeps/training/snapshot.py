@@ -38,18 +38,9 @@ def restore(
             moments.setdefault(int(index), {})[key] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        _lay_out(optimizer)
     trainer.tokens_since_fired.copy_(tensors["tokens_since_fired"])
     trainer.tokens, trainer.replaced = numbers["tokens"], numbers["replaced"]
     fine_tuner.tokens = numbers["fine_tuned"]
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments their parameter's layout in memory, which files do not keep."""
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            if moment.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter).copy_(moment)
 
 
 def _modules(trainer: Trainer, fine_tuner: FineTuner) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sae_sweeps import options
 from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Resampling, Step
+from sae_sweeps.training.adam import Adam
 
 
 class Trainer:
@@ -23,13 +24,11 @@ class Trainer:
         given: options.Training,
     ) -> None:
         self.sae, self.aux_loss, self.resampling, self.given = sae, aux_loss, resampling, given
-        factors = sae.lr_factors()
-        groups = [
-            {"params": [parameter], "factor": factors.get(name, 1.0)}
-            for name, parameter in sae.named_parameters()
-        ]
-        self.optimizer = torch.optim.Adam(
-            groups, lr=given.lr, betas=(given.beta1, given.beta2), fused=True
+        factors, named = sae.lr_factors(), dict(sae.named_parameters())
+        self.optimizer = Adam(
+            list(named.values()),
+            [factors.get(name, 1.0) for name in named],
+            betas=(given.beta1, given.beta2),
         )
         device = sae.W_dec.device
         self.bfloat16 = given.precision == "bfloat16" or (
@@ -96,11 +95,11 @@ class Trainer:
         """Set the optimiser's moments of these latents' parameters to 0."""
         W_enc, W_dec, b_dec = self.sae.W_enc, self.sae.W_dec, self.sae.b_dec
         for parameter in self.sae.parameters():
-            for moment in self.optimizer.state[parameter].values():
+            for moment in self.optimizer.moments(parameter):
                 # By identity first: shapes do not tell them apart where d_sae is d_in.
-                if parameter is W_enc and moment.ndim:
+                if parameter is W_enc:
                     moment[:, latents] = 0
-                elif parameter is not b_dec and moment.ndim and len(moment) == len(W_dec):
+                elif parameter is not b_dec and len(moment) == len(W_dec):
                     moment[latents] = 0
 
 
@@ -110,9 +109,7 @@ def squared_error(step: Step) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def update(
-    sae: Architecture, optimizer: torch.optim.Optimizer, clip_norm: float, lr: float
-) -> Float[Tensor, ""]:
+def update(sae: Architecture, optimizer: Adam, clip_norm: float, lr: float) -> Float[Tensor, ""]:
     """Project, clip, step, renormalise; the norm of the gradient before it was clipped.
 
     Where the decoder is trained and its rows are to have unit norm, they keep it throughout.
@@ -123,11 +120,8 @@ def update(
         # A product of rows with rows as matrices: unlike vecdot it needs no matrix between.
         along = torch.bmm(W_dec.grad[:, None], W_dec[:, :, None])[:, 0]
         W_dec.grad.addcmul_(along, W_dec, value=-1)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("factor", 1.0)
-    optimizer.step()
+    grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.trained, clip_norm)
+    optimizer.update(lr)
     if constrained:
         W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
     return grad_norm
