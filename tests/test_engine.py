@@ -330,8 +330,9 @@ def test_adam_is_the_same_however_a_matrix_lies() -> None:
     values = [torch.randn(*shape, generator=generator) for shape in ((7, 5), (6, 6), (9,))]
     plain = [nn.Parameter(value.clone()) for value in values]
     lying = [nn.Parameter(v.T.contiguous().T if v.ndim == 2 else v.clone()) for v in values]
+    factors = [1.0, 2.0, 3.0]
     groups = [
-        {"params": [p], "lr": 1e-2 * factor} for p, factor in zip(plain, (1, 2, 3), strict=True)
+        {"params": [p], "lr": 1e-2 * factor} for p, factor in zip(plain, factors, strict=True)
     ]
     reference = torch.optim.Adam(groups, betas=(0.8, 0.99), foreach=False)
     ours = Adam(lying, factors, (0.8, 0.99))
