@@ -101,7 +101,8 @@ def killed(attempt: Launch, how: str) -> None:
     """End an attempt: by `kill -9` of all or of Python alone, or as a scheduler does."""
     everyone = [attempt.pid] if how == "python" else [*children(attempt.pid), attempt.pid]
     for pid in everyone:
-        os.kill(pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a child may just have ended by itself
+            os.kill(pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
     attempt.wait(20)
 
 

@@ -30,9 +30,9 @@ def draw(
     `b_dec` starts at the mean activation. Tied first values are usual since arXiv 2406.04093;
     a scale below 1 keeps the first reconstructions from overshooting where latents overlap.
     """
-    rows = torch.randn(sae.W_dec.shape, generator=generator)
-    sae.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-    sae.W_enc.copy_(sae.W_dec.T * encoder_scale)
+    sae.W_dec.normal_(generator=generator)
+    sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+    sae.W_enc.copy_(sae.W_dec.T).mul_(encoder_scale)
     sae.b_dec.copy_(mean)
 
 

@@ -32,6 +32,9 @@ METHODS = {
 }
 
 
+TINY = "method=topk", "d_sae=64", "k=1", "training.tokens=4096"
+
+
 class Waiting(Quiet):
     """A display whose runs wait at the gate after each step."""
 
@@ -93,8 +96,12 @@ def ours(case: dict[str, Any], gate: Gate) -> None:
     """`train_pack` as it is, but for one worker thread, whatever the cores."""
     home = Path(case["home"])
     runs, tracking = runs_of(case, home), tracking_of(case, home)
-    gate.ready()
     with patch("sae_sweeps.training.pack.workers", return_value=1):
+        if not case["forward"]:
+            train_pack(
+                [small_run(home, *words(case), *TINY)], Off(), Quiet()
+            )  # loads what it needs
+        gate.ready()
         outcomes = train_pack(runs, tracking, Waiting(gate))
     raise RuntimeError(f"training ended: {outcomes}")
 
