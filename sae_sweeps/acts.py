@@ -6,7 +6,7 @@ are latents. Where many are chosen matrices are faster, and run instead.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -131,23 +131,20 @@ class Selection:
         return SparseActs(pairs, at(values, pairs))
 
 
+@dataclass(frozen=True, eq=False)
 class PreActs:
     """(x - b_dec) @ W_enc + bias, before rectifier, threshold and allocator."""
 
-    def __init__(
-        self,
-        W_enc: Float[Tensor, "d_in d_sae"],
-        b_dec: Float[Tensor, " d_in"],
-        bias: Float[Tensor, " d_sae"],
-        x: Float[Tensor, "batch d_in"],
-        values: Float[Tensor, "batch d_sae"],
-        max_listed: float,
-    ) -> None:
-        self.W_enc, self.b_dec, self.bias = W_enc, b_dec, bias
-        self.x, self.centred = x, (x - b_dec).detach()
-        self.values = values
-        """the matrix, detached; bfloat16 where the product was"""
-        self.max_listed = max_listed
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_dec: Float[Tensor, " d_in"]
+    bias: Float[Tensor, " d_sae"]
+    x: Float[Tensor, "batch d_in"]
+    centred: Float[Tensor, "batch d_in"]
+    """x - b_dec, detached"""
+    values: Float[Tensor, "batch d_sae"]
+    """the matrix, detached; bfloat16 where the product was"""
+    max_listed: float
+    """share of pairs up to which they are listed"""
 
     def listed(
         self, selection: Selection, active: Callable[[], Bool[Tensor, "batch d_sae"]]
@@ -198,7 +195,7 @@ class PreActs:
         """Those of some latents, numbered anew."""
         W_enc = self.W_enc.T.index_select(0, latents).T
         values = self.values.index_select(1, latents)
-        return PreActs(W_enc, self.b_dec, self.bias[latents], self.x, values, self.max_listed)
+        return replace(self, W_enc=W_enc, bias=self.bias[latents], values=values)
 
 
 class _Encode(torch.autograd.Function):
@@ -275,8 +272,9 @@ def encode(
 ) -> PreActs:
     """(x - b_dec) @ W_enc + bias; its matrix laid out latent by latent if so wished."""
     with torch.no_grad():
-        values = gemm.product(x - b_dec, W_enc.T, bias, by_latent)
-    return PreActs(W_enc, b_dec, bias, x, values, max_listed)
+        centred = x - b_dec
+        values = gemm.product(centred, W_enc.T, bias, by_latent)
+    return PreActs(W_enc, b_dec, bias, x, centred, values, max_listed)
 
 
 def at(values: Float[Tensor, "batch d_sae"], pairs: Pairs) -> Float[Tensor, " n"]:

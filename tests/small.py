@@ -74,7 +74,7 @@ def pre_acts_of(values: Float[Tensor, "batch d_sae"]) -> PreActs:
     """Pre-activations of which nothing but the values will be asked."""
     batch, d_sae = values.shape
     weights, none = torch.zeros(1, d_sae), torch.zeros(batch, 1)
-    return PreActs(weights, torch.zeros(1), torch.zeros(d_sae), none, values, 1.0)
+    return PreActs(weights, torch.zeros(1), torch.zeros(d_sae), none, none, values, 1.0)
 
 
 def every(rows: Rows) -> Int[Tensor, "rows seq"]:

@@ -17,8 +17,6 @@ RATE = 0.5
 """Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""
 ELASTICITY = 6.0
 """Change of log L0 per change of log threshold, about; measured on the embedded model."""
-
-
 COUNTED = 512
 """Tokens of a batch on which both are counted; of more the count would cost and hardly change."""
 

@@ -59,18 +59,8 @@ class Gated(Architecture):
         gate = shared.values + shared.spread(self.b_gate)
         magnitude = shared.times(self.r_mag.exp()).values + shared.spread(self.b_mag)
         acts = shared.with_values(magnitude.where(gate > 0, 0.0)).relu()
-        return Step(
-            x,
-            gates,
-            gates.values,
-            selection,
-            selected=shared.with_values(gate),
-            acts=acts,
-            recon=decode(acts, self.W_dec) + self.b_dec,
-            W_dec=self.W_dec,
-            dead=dead,
-            budgeted=self.allocator.sets_budget,
-        )
+        selected = shared.with_values(gate)
+        return weights.decoded(self, x, dead, gates, gates.values, selection, selected, acts)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         gate_acts = step.selected.relu()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import PreActs, Selection, SparseActs, decode
+from sae_sweeps.acts import PreActs, Selection, SparseActs
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
@@ -116,18 +116,7 @@ class JumpReLU(Architecture):
         # No rectifier follows, which would cut the gradient of entries just below the threshold.
         jumped = Jump.apply(selected.values, threshold, selected.pairs, self.bandwidth)
         acts = selected.with_values(jumped)
-        return Step(
-            x,
-            pre_acts,
-            affinities,
-            selection,
-            selected,
-            acts,
-            recon=decode(acts, self.W_dec) + self.b_dec,
-            W_dec=self.W_dec,
-            dead=dead,
-            budgeted=self.allocator.sets_budget,
-        )
+        return weights.decoded(self, x, dead, pre_acts, affinities, selection, selected, acts)
 
     def _listed(self, pre_acts: PreActs, selection: Selection) -> Selection:
         """`selection`; entries just below the threshold, value 0, count: they have a gradient."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import SparseActs, decode
+from sae_sweeps.acts import SparseActs
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.penalty import SparsityPenalty
@@ -58,18 +58,7 @@ class ReLU(Architecture):
         selection = pre_acts.listed(self.allocator(affinities), lambda: affinities > 0)
         selected = pre_acts.at(selection)
         acts = selected.relu()
-        return Step(
-            x,
-            pre_acts,
-            affinities,
-            selection,
-            selected,
-            acts,
-            recon=decode(acts, self.W_dec) + self.b_dec,
-            W_dec=self.W_dec,
-            dead=dead,
-            budgeted=self.allocator.sets_budget,
-        )
+        return weights.decoded(self, x, dead, pre_acts, affinities, selection, selected, acts)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         return self.sparsity(self._weighted(step.acts)) / step.x.shape[0]

@@ -1,11 +1,11 @@
 """The weights that every architecture has: creation, first values, encoding."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import PreActs, encode
-from sae_sweeps.interfaces import Architecture
+from sae_sweeps.acts import PreActs, Selection, SparseActs, decode, encode
+from sae_sweeps.interfaces import Architecture, Step
 
 
 def create(sae: Architecture, d_in: int, d_sae: int) -> None:
@@ -42,3 +42,21 @@ def project(
     """(x - b_dec) @ W_enc + bias, laid out as the allocator likes it."""
     by_latent = sae.allocator.by_latent()
     return encode(x, sae.W_enc, sae.b_dec, bias, sae.max_listed, by_latent)
+
+
+def decoded(
+    sae: Architecture,
+    x: Float[Tensor, "batch d_in"],
+    dead: Bool[Tensor, " d_sae"],
+    pre_acts: PreActs,
+    affinities: Float[Tensor, "batch d_sae"],
+    selection: Selection,
+    selected: SparseActs,
+    acts: SparseActs,
+) -> Step:
+    """The step's record, with recon = acts W_dec + b_dec."""
+    recon = decode(acts, sae.W_dec) + sae.b_dec
+    budgeted = sae.allocator.sets_budget
+    return Step(
+        x, pre_acts, affinities, selection, selected, acts, recon, sae.W_dec, dead, budgeted
+    )

@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 LOCK_LIMIT_S = 60.0
 """What a run waits for an attempt that a scheduler has ended but that is still leaving."""
-CPU = torch.device("cpu")
 LOOK_EVERY_S = 0.5
 """How often a waiting run looks whether a signal came."""
+CPU = torch.device("cpu")
 
 
 def new_sae(config: dict[str, Any], d_in: int, device: torch.device = CPU) -> Architecture:
