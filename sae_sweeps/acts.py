@@ -1,20 +1,14 @@
-"""Pre-activations and activations of a batch: one type each, whatever products run inside.
+"""Activations of a batch: one type, whatever products run inside."""
 
-The large product of a step is made once, without a graph. From it an allocator chooses pairs; at
-these a value can be differentiated. Its gradient costs as much as pairs are chosen, not as there
-are latents. Where many are chosen matrices are faster, and run instead.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from sae_sweeps import gemm, sparse
+from sae_sweeps import sparse
 from sae_sweeps.sparse import Pairs
 
 MAX_LISTED = 1 / 8
@@ -131,104 +125,25 @@ class Selection:
         return SparseActs(pairs, at(values, pairs))
 
 
-@dataclass(frozen=True, eq=False)
-class PreActs:
-    """(x - b_dec) @ W_enc + bias, before rectifier, threshold and allocator."""
+@dataclass(frozen=True)
+class Listed(Selection):
+    """A selection whose pairs were read one by one, with what was read."""
 
-    W_enc: Float[Tensor, "d_in d_sae"]
-    b_dec: Float[Tensor, " d_in"]
-    bias: Float[Tensor, " d_sae"]
-    x: Float[Tensor, "batch d_in"]
-    centred: Float[Tensor, "batch d_in"]
-    """x - b_dec, detached"""
-    values: Float[Tensor, "batch d_sae"]
-    """the matrix, detached; bfloat16 where the product was"""
-    max_listed: float
-    """share of pairs up to which they are listed"""
+    flat: Int[Tensor, " n"]
+    pre_acts: Float[Tensor, " n"]
+    """the pre-activations there"""
+    affinities: Float[Tensor, " n"]
+    """what was ranked"""
+    passed: Int[Tensor, ""] | None = None
+    """how many of the batch's pairs would be active without a batch, where that is learnt"""
 
-    def listed(
-        self, selection: Selection, active: Callable[[], Bool[Tensor, "batch d_sae"]]
-    ) -> Selection:
-        """`selection`, for values that are 0, with gradient 0, wherever `active` is false.
-
-        Where everything is selected and little is active, the active pairs are listed.
-        """
-        if selection.flat is not None:
-            return selection
-        mask = active()
-        if mask.count_nonzero() > self.max_listed * mask.numel():
-            return selection
-        return Selection(mask.flatten().nonzero().squeeze(1))
-
-    def at(self, selection: Selection) -> SparseActs:
-        """The values at the selected pairs, differentiable in the weights; elsewhere 0."""
-        return self._encoded(selection, self.bias)
-
-    def projections(self, selection: Selection) -> SparseActs:
-        """The same without the bias."""
-        return self._encoded(selection, None)
-
-    def _encoded(self, selection: Selection, bias: Tensor | None) -> SparseActs:
-        flat, (batch, d_sae) = selection.flat, self.values.shape
-        if flat is not None and len(flat) <= self.max_listed * batch * d_sae:
-            pairs = Pairs((batch, d_sae), flat)
-            return SparseActs(
-                pairs, _Encode.apply(self.W_enc, self.b_dec, bias, self.x, self, pairs)
-            )
-        matrix = _Encode.apply(self.W_enc, self.b_dec, bias, self.x, self, None)
-        if flat is None:
-            return SparseActs(None, matrix)
-        mask = torch.zeros(batch * d_sae, dtype=torch.bool, device=flat.device)
-        mask = mask.index_fill(0, flat, True).view(batch, d_sae)
-        return SparseActs(None, matrix.where(mask, 0.0), mask)
-
-    def known(self, pairs: Pairs | None) -> Tensor:
-        """The values at `pairs`, or all, in the weights' precision."""
-        if pairs is None:
-            return self.values.to(self.W_enc.dtype)
-        if self.values.dtype != self.W_enc.dtype:
-            exact = sparse.products(pairs, self.centred, self.W_enc.detach().T)
-            return exact + self.bias.detach()[pairs.latents]
-        return at(self.values, pairs)
-
-    def of(self, latents: Int[Tensor, " n"]) -> "PreActs":
-        """Those of some latents, numbered anew."""
-        W_enc = self.W_enc.T.index_select(0, latents).T
-        values = self.values.index_select(1, latents)
-        return replace(self, W_enc=W_enc, bias=self.bias[latents], values=values)
-
-
-class _Encode(torch.autograd.Function):
-    """Values that are known already, with their gradient in the encoder's weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        W_enc: Tensor,
-        b_dec: Tensor,
-        bias: Tensor | None,
-        x: Tensor,
-        pre_acts: PreActs,
-        pairs: Pairs | None,
-    ) -> Tensor:
-        del b_dec, x  # what they do to the values is in `centred`
-        ctx.save_for_backward(W_enc)
-        ctx.centred, ctx.pairs, ctx.autocast = pre_acts.centred, pairs, autocast(W_enc)
-        values = pre_acts.known(pairs)
-        if bias is not None:
-            return values.view_as(values)
-        subtracted = pre_acts.bias.detach()
-        return values - (subtracted if pairs is None else subtracted[pairs.latents])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (W_enc,) = grads, ctx.saved_tensors
-        with torch.autocast(W_enc.device.type, torch.bfloat16, enabled=ctx.autocast):
-            columns = sparse.transposed_times(ctx.pairs, grad, ctx.centred).to(W_enc.dtype)
-        sums = sparse.per_latent(ctx.pairs, grad, W_enc.shape[1])
-        of_bias = sums if ctx.needs_input_grad[2] else None
-        of_x = sparse.times(ctx.pairs, grad, W_enc.T) if ctx.needs_input_grad[3] else None
-        return columns.T, -(W_enc @ sums), of_bias, of_x, None, None
+    def keep(self, kept: Bool[Tensor, " n"]) -> "Listed":
+        """Some of the pairs."""
+        places = kept.nonzero().squeeze(1)
+        flat, pre_acts, affinities = (
+            part.index_select(0, places) for part in (self.flat, self.pre_acts, self.affinities)
+        )
+        return Listed(flat, pre_acts, affinities, self.passed)
 
 
 class _Decode(torch.autograd.Function):
@@ -260,21 +175,6 @@ class _Decode(torch.autograd.Function):
 def decode(acts: SparseActs, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
     """acts @ W_dec, reading only the rows of `W_dec` that are listed."""
     return _Decode.apply(acts.values, W_dec, acts.pairs)
-
-
-def encode(
-    x: Float[Tensor, "batch d_in"],
-    W_enc: nn.Parameter,
-    b_dec: nn.Parameter,
-    bias: Float[Tensor, " d_sae"],
-    max_listed: float,
-    by_latent: bool,
-) -> PreActs:
-    """(x - b_dec) @ W_enc + bias; its matrix laid out latent by latent if so wished."""
-    with torch.no_grad():
-        centred = x - b_dec
-        values = gemm.product(centred, W_enc.T, bias, by_latent)
-    return PreActs(W_enc, b_dec, bias, x, centred, values, max_listed)
 
 
 def at(values: Float[Tensor, "batch d_sae"], pairs: Pairs) -> Float[Tensor, " n"]:

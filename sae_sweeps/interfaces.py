@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor, nn
 
-from sae_sweeps.acts import MAX_LISTED, PreActs, Selection, SparseActs
+from sae_sweeps.acts import MAX_LISTED, Selection, SparseActs
+from sae_sweeps.affinities import Affinities
+from sae_sweeps.pre_acts import PreActs
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,6 @@ class Step:
     """scaled activations"""
     pre_acts: PreActs
     """before rectifier, threshold and allocator"""
-    affinities: Float[Tensor, "batch d_sae"]
-    """detached: what the allocator ranked"""
     selection: Selection
     selected: SparseActs
     """`pre_acts` at the selection"""
@@ -81,12 +81,8 @@ class Allocator(nn.Module, ABC):
     """whether it reads affinities"""
 
     @abstractmethod
-    def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
+    def forward(self, affinities: Affinities) -> Selection:
         """Select pairs; the selection carries no gradient."""
-
-    def by_latent(self) -> bool:
-        """Whether it reads the next affinities latent by latent; they are laid out so in memory."""
-        return False
 
     @abstractmethod
     def observe(self, step: Step, progress: Progress) -> None:

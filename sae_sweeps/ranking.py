@@ -1,98 +1,161 @@
-"""The largest entries, exactly, and with one answer where entries are equal."""
+"""Which entries of a matrix are the largest: exactly, and with one answer where some are equal.
+
+To rank all entries costs more than the encoder. Here the rows' entries that reach a bound are
+listed, by way of the maxima of groups; only these are ranked. How many they are has to be known,
+for which an accelerator would have to be waited for: there `topk` ranks everything.
+"""
+
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 GROUP = 16
-"""Entries of which the largest is looked at first."""
-ROWS = 128
-"""Rows ranked at a time, so that they stay in a cache."""
-SAMPLE = 200_000
-"""Entries that are looked at for a bound which somewhat more than enough others exceed."""
-SPARE, SPARE_ENTRIES = 1.2, 16
-"""How many more: a share, and a number for samples of which few are wanted."""
+"""Entries at most of which the largest is looked at first."""
+SPREAD = 4
+"""Groups per entry wanted: with fewer, too many of the largest would share one."""
+DENSE = 1 / 4
+"""Share of groups that reach their bound from which all entries are looked at instead."""
 
 
-def largest_of_rows(
-    values: Float[Tensor, "rows n"], budgets: Int[Tensor, " rows"], most: int
-) -> Int[Tensor, "rows most"]:
-    """Indices of each row's largest entries; the first `budgets[row]` are to be used.
+def reaching(
+    values: Float[Tensor, "rows n"],
+    bounds_of: Callable[[Float[Tensor, "rows groups"]], Float[Tensor, "_ 1"]],
+    count: int,
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+    """Rows and columns of the entries that are at least their row's bound, or one, in no order.
 
-    Budgets are from 1 to `most`. Of equal positive entries the first ones are taken; on
-    accelerators, where to look for them would mean to wait, any.
+    `bounds_of` makes the bounds from maxima of groups, of which there are many more than `count`
+    where a row is long enough; else these are the entries themselves.
     """
-    n = values.shape[1]
-    top, indices = topk(values, min(most + 1, n))
-    indices = indices[:, :most]
-    if values.device.type == "cpu":
-        padded = F.pad(top, (0, 1), value=-torch.inf)
-        last, next_one = padded.gather(1, torch.stack([budgets - 1, budgets], 1)).unbind(1)
-        tied = ((last == next_one) & (last > 0)).nonzero().squeeze(1)
-        if len(tied):
-            ordered = values.index_select(0, tied).sort(dim=1, descending=True, stable=True).indices
-            indices[tied] = ordered[:, :most]
-    return indices
+    maxima = group_maxima(values, count)
+    bounds = bounds_of(maxima).expand(len(values), 1)
+    hit = maxima >= bounds
+    groups = maxima.shape[1]
+    size = values.shape[1] // groups
+    rows, firsts = _places(hit)
+    if size == 1:
+        return rows, firsts
+    if len(rows) > DENSE * hit.numel():
+        return _places(values >= bounds)
+    # A group's members lie `groups` apart.
+    columns = firsts[:, None] + torch.arange(size, device=values.device) * groups
+    members = read(values, rows[:, None], columns)
+    chosen, member = _places(members >= bounds.index_select(0, rows))
+    return rows.index_select(0, chosen), firsts.index_select(0, chosen) + member * groups
 
 
-def topk(
-    values: Float[Tensor, "rows n"], count: int
-) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
-    """values.topk(count, dim=1), on CPUs by way of the groups with the largest maxima.
+def read(
+    values: Float[Tensor, "rows n"], rows: Int[Tensor, "..."], columns: Int[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """values[rows, columns], several times as fast."""
+    stored = values if values.is_contiguous() else values.T
+    by_row, by_column = values.stride()
+    return stored.flatten().take(rows * by_row + columns * by_column)
 
-    None of the others has anything to add, and a maximum costs less than a rank.
+
+def group_maxima(values: Float[Tensor, "rows n"], count: int) -> Float[Tensor, "rows groups"]:
+    """The largest of each group of entries, groups as large as leaves SPREAD * count of them."""
+    n, size = values.shape[1], GROUP
+    while size > 1 and (n % size or n // size < SPREAD * count):
+        size //= 2
+    if size == 1:
+        return values
+    if values.is_contiguous():
+        return values.unflatten(1, (size, n // size)).amax(1)
+    return values.T.unflatten(0, (size, n // size)).amax(0).T  # as it is stored
+
+
+def lower_bounds(
+    maxima: Float[Tensor, "rows groups"], budgets: Int[Tensor, " rows"], most: int
+) -> Float[Tensor, "rows 1"]:
+    """A number for each row that at least as many entries as its budget reach, and few more.
+
+    That is the smallest of the `budget` largest maxima: each stands for another entry. `most` is
+    the largest budget, at most the number of groups.
     """
-    n = values.shape[1]
-    if values.device.type != "cpu" or 2 * count > n // GROUP:
-        top = values.topk(count, dim=1)
-        return top.values, top.indices
-    found = [_of_groups(part, count) for part in values.split(ROWS)]
-    top, indices = zip(*found, strict=True)
-    return torch.cat(top), torch.cat(indices)
+    groups = maxima.shape[1]
+    merged = groups // max(SPREAD * most, 1)
+    if merged > 1:
+        kept = groups - groups % merged
+        maxima = maxima[:, :kept].unflatten(1, (merged, kept // merged)).amax(1)
+    return maxima.topk(most, dim=1).values.gather(1, budgets[:, None] - 1)
 
 
-def _of_groups(values: Float[Tensor, "rows n"], count: int) -> tuple[Tensor, Tensor]:
-    if short := -values.shape[1] % GROUP:
-        values = F.pad(values, (0, short), value=-torch.inf)
-    rows, n = values.shape
-    groups = values.view(rows, GROUP, n // GROUP)  # a group's members lie n // GROUP apart
-    best = groups.amax(1).topk(count, dim=1, sorted=False).indices
-    members = groups.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
-    top = members.topk(count, dim=1)
-    member = torch.div(top.indices, count, rounding_mode="floor")
-    return top.values, member * (n // GROUP) + best.gather(1, top.indices % count)
+def lowered(
+    bounds: Float[Tensor, "rows 1"],
+    maxima: Float[Tensor, "rows groups"],
+    budgets: Int[Tensor, " rows"],
+) -> Float[Tensor, "rows 1"]:
+    """Bounds that as many entries reach as a row's budget, where the groups are enough to tell."""
+    bounds = bounds.clone()
+    few = (maxima >= bounds).sum(1) < budgets
+    for most, rows in classes(budgets.where(few, 0), maxima.shape[1] // SPREAD):
+        own = lower_bounds(maxima.index_select(0, rows), budgets.index_select(0, rows), most)
+        bounds.index_copy_(0, rows, own.to(bounds.dtype))
+    return bounds
 
 
-def largest(
-    values: Float[Tensor, " n"], budget: int, guess: Float[Tensor, ""] | None
-) -> Int[Tensor, " budget"]:
-    """Indices, ascending, of the `budget` largest entries; of equal ones the first.
+def classes(
+    budgets: Int[Tensor, " rows"], highest: int
+) -> Iterator[tuple[int, Int[Tensor, " some"]]]:
+    """Rows by the size of their budget, from 1 to `highest`, and the largest that one may have.
 
-    Ranking all entries costs more than the encoder. Where at least `budget` of them lie above
-    `guess`, or a bound that a sample suggests, only these are ranked: the choice is the same.
-    Accelerators rank all, since the number of candidates would have to be waited for; of equal ones
-    they take any.
+    By powers of two, so that no row is ranked further than twice its need.
     """
-    if values.device.type != "cpu" or budget == 0:
-        return values.topk(budget, sorted=False).indices.sort().values
-    candidates = _candidates(values, budget, guess)
-    ranked = values[candidates]
-    least = ranked.topk(budget, sorted=False).values.min()
-    kept = ranked > least
-    kept[(ranked == least).nonzero()[: budget - int(kept.sum())]] = True
-    return candidates[kept]
+    least = 1
+    while least <= highest:
+        most = min(2 * least - 1, highest)
+        rows = ((budgets >= least) & (budgets <= most)).nonzero().squeeze(1)
+        if len(rows):
+            yield most, rows
+        least *= 2
 
 
-def _candidates(
-    values: Float[Tensor, " n"], budget: int, guess: Float[Tensor, ""] | None
-) -> Int[Tensor, " m"]:
-    """Indices of at least the `budget` largest entries, of all the equal ones among them too."""
-    if guess is not None:
-        above = (values > guess).nonzero().squeeze(1)
-        if len(above) >= budget:
-            return above
-    sample = values[:: len(values) // SAMPLE | 1]
-    count = min(int(SPARE * budget * len(sample) / len(values)) + SPARE_ENTRIES, len(sample))
-    above = (values >= sample.topk(count, sorted=False).values.min()).nonzero().squeeze(1)
-    return above if len(above) >= budget else torch.arange(len(values))
+def within_budgets(
+    rows: Int[Tensor, " n"], values: Float[Tensor, " n"], budgets: Int[Tensor, " rows"]
+) -> Bool[Tensor, " n"]:
+    """Which entries, in any order of rows, are among their row's `budgets[row]` largest.
+
+    Of equal ones the first are taken.
+    """
+    by_value = _descending(values)
+    by_row = rows.index_select(0, by_value).sort(stable=True)
+    counts = torch.bincount(rows, minlength=len(budgets))
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(rows), device=rows.device) - starts.index_select(0, by_row.values)
+    inside = by_value.index_select(0, by_row.indices)
+    kept = torch.zeros_like(rows, dtype=torch.bool)
+    return kept.index_put((inside,), place < budgets.index_select(0, by_row.values))
+
+
+def largest(values: Float[Tensor, " n"], budget: int) -> Bool[Tensor, " n"]:
+    """Which entries are the `budget` largest; of equal ones the first."""
+    if budget == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    least = values.topk(budget, sorted=False).values.amin()
+    kept, equal = values > least, (values == least).nonzero().squeeze(1)
+    kept[equal[: budget - int(kept.sum())]] = True
+    return kept
+
+
+def _places(mask: Bool[Tensor, "rows n"]) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+    """Rows and columns where a mask is true, read in the order in which it is stored."""
+    by_column = not mask.is_contiguous()
+    stored = mask.T if by_column else mask
+    flat = stored.flatten().nonzero().squeeze(1)
+    outer = torch.div(flat, stored.shape[1], rounding_mode="floor")
+    inner = flat - outer * stored.shape[1]
+    return (inner, outer) if by_column else (outer, inner)
+
+
+def _descending(values: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """values.argsort(descending=True, stable=True); as integers, whose order is that of floats.
+
+    PyTorch sorts integers ten times as fast, digit by digit.
+    """
+    if values.dtype == torch.float64:
+        return values.argsort(descending=True, stable=True)
+    bits = (values.float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    return (~(bits ^ ((bits >> 31) & 0x7FFFFFFF))).argsort(stable=True)

@@ -42,11 +42,12 @@ class Pairs:
         return torch.searchsorted(self.flat, borders)
 
     @cached_property
-    def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " borders"]]:
-        """The pairs' numbers ordered by latent, then token; where each latent's begin."""
+    def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " borders"]]:
+        """The pairs' numbers ordered by latent, then token; their tokens; where latents begin."""
         order = self.latents.to(torch.int32).argsort(stable=True)
         ends = torch.bincount(self.latents, minlength=self.shape[1]).cumsum(0)
-        return order, torch.cat([ends.new_zeros(1), ends])
+        tokens = self.tokens.index_select(0, order)
+        return order, tokens, torch.cat([ends.new_zeros(1), ends])
 
 
 def times(
@@ -68,8 +69,8 @@ def transposed_times(
     """
     if pairs is None:
         return matmul(values.T, rows)
-    order, starts = pairs.by_latent
-    return _sums(pairs.tokens[order], values[order], starts, rows)
+    order, tokens, starts = pairs.by_latent
+    return _sums(tokens, values.index_select(0, order), starts, rows)
 
 
 def products(

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sae_sweeps.acts import PreActs
+from sae_sweeps.affinities import Affinities
 from sae_sweeps.config import checked, identity
 from sae_sweeps.interfaces import Rows
+from sae_sweeps.pre_acts import PreActs
 from sae_sweeps.run import Run
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
@@ -70,11 +71,16 @@ def train(*runs: Run) -> list[dict[str, Any] | Exception]:
     return train_pack(list(runs), Off(), Quiet())
 
 
-def pre_acts_of(values: Float[Tensor, "batch d_sae"]) -> PreActs:
-    """Pre-activations of which nothing but the values will be asked."""
-    batch, d_sae = values.shape
-    weights, none = torch.zeros(1, d_sae), torch.zeros(batch, 1)
-    return PreActs(weights, torch.zeros(1), torch.zeros(d_sae), none, none, values, 1.0)
+def pre_acts_of(values: Float[Tensor, "batch d_sae"], max_listed: float = 1.0) -> PreActs:
+    """Pre-activations with these values: weights and an input whose product they are."""
+    W_enc, (batch, d_sae) = values.detach().clone(), values.shape
+    x, zeros = torch.eye(batch, dtype=values.dtype), values.new_zeros
+    return PreActs(W_enc, zeros(batch), zeros(d_sae), x, x, max_listed, W_enc._version)
+
+
+def affinities_of(values: Float[Tensor, "batch d_sae"]) -> Affinities:
+    """What an allocator is given where these are the affinities."""
+    return Affinities(pre_acts_of(values))
 
 
 def every(rows: Rows) -> Int[Tensor, "rows seq"]:

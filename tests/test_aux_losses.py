@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from sae_sweeps import options
 from sae_sweeps.acts import Selection, SparseActs
+from sae_sweeps.affinities import Affinities
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.token_choice import TokenChoice
 from sae_sweeps.aux_loss.aux_k import AuxK
@@ -24,6 +26,7 @@ from sae_sweeps.aux_loss.aux_zipf import AuxZipf, underuse
 from sae_sweeps.aux_loss.none import NoAux
 from sae_sweeps.build import build
 from sae_sweeps.interfaces import Allocator, Architecture, AuxLoss, Progress, Step
+from sae_sweeps.pre_acts import Piece, PreActs
 from sae_sweeps.resampling.none import NoResampling
 from sae_sweeps.training.trainer import Trainer
 
@@ -87,6 +90,23 @@ def naive(
     return coef * error / ((residual - residual.mean(0)) ** 2).sum()
 
 
+@contextmanager
+def reading(in_pieces: bool) -> Generator[list[int]]:
+    """Read matrices in pieces of a few tokens, or whole; into how many pieces each came is told."""
+    counts, pieces = list[int](), PreActs.pieces
+
+    def watched(pre_acts: PreActs, by_latent: bool = False) -> Iterator[Piece]:
+        found = list(pieces(pre_acts, by_latent))
+        counts.append(len(found))
+        return iter(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sae_sweeps.pre_acts.PIECE", 4 if in_pieces else 2**22)
+        patch.setattr("sae_sweeps.pre_acts.TOKENS", 2)
+        patch.setattr(PreActs, "pieces", watched)
+        yield counts
+
+
 def gradients(sae: Architecture, loss: Tensor, retain: bool = False) -> dict[str, Tensor]:
     sae.zero_grad()
     loss.backward(retain_graph=retain)
@@ -99,13 +119,15 @@ def gradients(sae: Architecture, loss: Tensor, retain: bool = False) -> dict[str
     k_aux=st.integers(1, D_SAE),
     dead=st.lists(st.booleans(), min_size=D_SAE, max_size=D_SAE).filter(any),
     budgeted=st.booleans(),
+    in_pieces=st.booleans(),
 )
 def test_value_and_gradients(
-    seed: int, batch: int, k_aux: int, dead: list[bool], budgeted: bool
+    seed: int, batch: int, k_aux: int, dead: list[bool], budgeted: bool, in_pieces: bool
 ) -> None:
     sae, x, mask = sae_of(budgeted, seed), batch_of(seed, batch), torch.tensor(dead)
-    step = sae(x, mask)
-    loss = AuxK(D_IN, D_SAE, coef=0.07, k_aux=k_aux)(step)
+    with reading(in_pieces):
+        step = sae(x, mask)
+        loss = AuxK(D_IN, D_SAE, coef=0.07, k_aux=k_aux)(step)
     reference = naive(sae, x, step.recon, list(map(float, dead)), k_aux, 0.07, budgeted)
     torch.testing.assert_close(loss, reference)
     assert loss > 0
@@ -197,6 +219,26 @@ def test_a_residual_without_variance_gives_a_finite_loss_and_finite_gradients(
         assert loss == 0 and not any(gradient.any() for gradient in found.values())
 
 
+@every_aux_loss
+@pytest.mark.parametrize("budgeted", [True, False])
+def test_read_whole_in_pieces_or_ranked_by_topk_it_is_the_same(
+    name: str, budgeted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, x, dead = sae_of(budgeted), batch_of(6, 33), torch.arange(D_SAE) % 2 == 0
+    found = list[dict[str, Tensor]]()
+    for listed, in_pieces, expected in ((True, False, [1]), (True, True, [17]), (False, True, [])):
+        step = sae(x, dead)
+        with monkeypatch.context() as patch, reading(in_pieces) as counts:
+            patch.setattr(Affinities, "listed", listed)  # as on accelerators where it is not
+            loss = AUX_LOSSES[name]()(step)
+        assert counts == expected
+        assert loss > 0
+        found.append({"loss": loss.detach()} | copy.deepcopy(gradients(sae, loss)))
+    assert found[0]["W_enc"].any()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-9)
+
+
 # ---------------------------------------------------------------- aux_zipf
 
 DENSITIES = [0.5, 0.3, 0.2, 0.1, 0.05, 0.01, 0.3, 0.01, 0.02, 0.04, 0.01]
@@ -223,9 +265,7 @@ def firing(densities: Sequence[float], tokens: int = 100) -> Step:
     none, d_sae = torch.zeros(tokens, 1, dtype=torch.float64), len(densities)
     dead, W_dec = torch.zeros(d_sae, dtype=torch.bool), torch.zeros(d_sae, 1).double()
     sparse = SparseActs(None, acts)
-    return Step(
-        none, pre_acts_of(acts), acts, Selection(None), sparse, sparse, none, W_dec, dead, True
-    )
+    return Step(none, pre_acts_of(acts), Selection(None), sparse, sparse, none, W_dec, dead, True)
 
 
 def observing(aux_loss: AuxZipf, densities: Sequence[float], tokens: int = 100) -> AuxZipf:
@@ -309,6 +349,7 @@ def test_where_nothing_fires_every_latent_is_underused() -> None:
     tau=st.sampled_from([0.1, 0.5, 2.0]),
     exponent=st.sampled_from([0.0, 1.0, 1.5]),
     shift=st.sampled_from([0.0, 4.0]),
+    in_pieces=st.booleans(),
 )
 def test_value_and_gradients_of_aux_zipf(
     seed: int,
@@ -319,15 +360,17 @@ def test_value_and_gradients_of_aux_zipf(
     tau: float,
     exponent: float,
     shift: float,
+    in_pieces: bool,
 ) -> None:
     sae, x = sae_of(budgeted, seed), batch_of(seed, batch)
-    step = sae(x, torch.tensor(dead))
     given_options = {"k_aux": k_aux, "tau": tau, "exponent": exponent, "shift": shift}
     aux_loss = observing(aux_zipf(**given_options), DENSITIES)
     l0 = 2.0 if budgeted else sum(DENSITIES)
     weight = naive_underuse(DENSITIES, l0, dead, tau, exponent, shift)
+    with reading(in_pieces):
+        step = sae(x, torch.tensor(dead))
+        loss = aux_loss(step)
     reference = naive(sae, x, step.recon, weight, k_aux, 0.07, budgeted)
-    loss = aux_loss(step)
     if not any(weight):
         assert (loss.item(), loss.requires_grad) == (0, False)
         return

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
-from tests.benchmarks import engine_rounds
-from tests.benchmarks.engine_profile import Clock
+from sae_sweeps import gemm
+from tests.benchmarks import engine_profile, engine_rounds
+from tests.benchmarks.engine_profile import Clock, breakdown
 from tests.benchmarks.engine_rounds import (
     Contender,
     interleaved,
@@ -76,6 +78,26 @@ def test_time_is_counted_once() -> None:
     assert clock.spent["inner"] == pytest.approx(0.04, rel=0.2)
     assert clock.spent["outer"] == pytest.approx(0.02, rel=0.2)
     assert clock.spent["inner"] + clock.spent["outer"] == pytest.approx(spent, abs=0.002)
+
+
+def test_products_are_told_apart_from_the_selection_that_makes_them(
+    case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces, too; each of which is made to last."""
+    product = gemm.product
+
+    def slow(*matrices: Tensor) -> Tensor:
+        _work(0.01)
+        return product(*matrices)
+
+    monkeypatch.setattr(gemm, "product", slow)
+    monkeypatch.setattr("sae_sweeps.pre_acts.PIECE", 128)
+    monkeypatch.setattr("sae_sweeps.pre_acts.TOKENS", 4)
+    monkeypatch.setattr(engine_profile, "ROUNDS", 3)
+    spent = breakdown(case | {"methods": ["token"], "home": str(tmp_path), "d_sae": 64})["token"]
+    assert spent["encoder product"] == pytest.approx(40, rel=0.2)  # 16 tokens, 4 at a time
+    assert spent["the product alone"] == pytest.approx(10, rel=0.2)
+    assert 0 < spent["selection"] < 8 and "sparse products" in spent
 
 
 def test_made_activations_have_the_stated_scale() -> None:

@@ -1,7 +1,8 @@
 """Sparse and dense products: one result, whatever runs inside, alone, packed and resumed."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sae_sweeps import options
 from sae_sweeps.build import build
 from sae_sweeps.interfaces import Architecture, AuxLoss, FineTune, Progress
+from sae_sweeps.pre_acts import PIECE, Piece, PreActs
 from sae_sweeps.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training import snapshot
@@ -115,15 +117,33 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert difference <= tolerance, f"{name}: {difference}"
 
 
+@contextmanager
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Generator[set[str]]:
+    """Read matrices in pieces however small they are; what the pieces were of, is told."""
+    seen, pieces = set[str](), PreActs.pieces
+
+    def watched(pre_acts: PreActs, by_latent: bool = False) -> Iterator[Piece]:
+        found = list(pieces(pre_acts, by_latent))
+        if len(found) > 1:
+            seen.add("latents" if by_latent else "tokens")
+        return iter(found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sae_sweeps.pre_acts.PIECE", 1024)
+        patch.setattr("sae_sweeps.pre_acts.TOKENS", 8)
+        patch.setattr(PreActs, "pieces", watched)
+        yield seen
+
+
 # ---------------------------------------------------------------- one result
 
 
 @pytest.mark.parametrize(("architecture", "allocator", "aux_loss"), list(cells()))
-def test_loss_and_gradients_are_the_same_sparse_and_dense(
-    architecture: str, allocator: str, aux_loss: str
+def test_loss_and_gradients_are_the_same_sparse_in_pieces_and_dense(
+    architecture: str, allocator: str, aux_loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae, aux = built(configured(architecture=architecture, allocator=allocator, aux_loss=aux_loss))
-    dead = torch.arange(len(sae.W_dec)) % 5 == 2
+    dead, kinds = torch.arange(len(sae.W_dec)) % 5 == 2, set[str]()
     # At first, and after steps that end mutual choice's part and begin to anneal penalties.
     for seed in range(5):
         if seed in (0, 4):
@@ -132,6 +152,11 @@ def test_loss_and_gradients_are_the_same_sparse_and_dense(
             sparse, listed = computed(1.0, sae, aux, dead, seed)
             assert listed
             assert_close(sparse, dense)
+            with small_pieces(monkeypatch) as seen:
+                parts, listed = computed(1.0, sae, aux, dead, seed)
+            assert listed and seen
+            assert_close(parts, dense)
+            kinds |= seen
             assert dense["aux"] > 0 or aux_loss == "none"
             assert dense["penalty"] > 0
             for name in ("gradient of W_enc", "gradient of W_dec", "gradient of b_dec", "x"):
@@ -141,6 +166,8 @@ def test_loss_and_gradients_are_the_same_sparse_and_dense(
             progress = Progress(400 * (seed + 1), 4096, 1e-3)
             sae.observe(step, progress)
             aux.observe(step, progress)
+    ranks_latents = "feature" in allocator or "jumprelu" in architecture
+    assert ("latents" in kinds) == ranks_latents and ("tokens" in kinds or ranks_latents)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -168,7 +195,9 @@ def test_the_gradient_in_the_input_is_the_slope(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("allocator", ALLOCATORS)
-def test_evaluation_is_the_same_sparse_and_dense(architecture: str, allocator: str) -> None:
+def test_evaluation_is_the_same_sparse_in_pieces_and_dense(
+    architecture: str, allocator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sae, _ = built(configured(architecture=architecture, allocator=allocator))
     dead = torch.zeros(len(sae.W_dec), dtype=torch.bool)
     with torch.no_grad():
@@ -180,7 +209,12 @@ def test_evaluation_is_the_same_sparse_and_dense(architecture: str, allocator: s
             sae.max_listed = max_listed
             step = sae(batch_of(9), dead)
             found.append({"acts": step.acts.dense(), "recon": step.recon})
+        with small_pieces(monkeypatch) as seen:
+            step = sae(batch_of(9), dead)
+        assert seen
+        in_pieces = {"acts": step.acts.dense(), "recon": step.recon}
     assert_close(*found)
+    assert_close(in_pieces, found[0])
     assert found[0]["acts"].any()
 
 
@@ -202,11 +236,22 @@ BUDGETS = "stream.batch_tokens=512"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "steps"), [("auto", 200), ("dense", 40), ("sparse", 40)])
+@pytest.mark.parametrize(
+    ("engine", "steps", "piece"),
+    [
+        ("auto", 200, PIECE),
+        ("auto", 40, 1024),
+        ("dense", 40, PIECE),
+        ("sparse", 40, PIECE),
+        ("sparse", 40, 1024),
+    ],
+)
 def test_steps_are_the_same_bit_for_bit_alone_and_packed(
-    engine: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, steps: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packed, two runs train at a time and lend each other memory, which alone they do not."""
+    monkeypatch.setattr("sae_sweeps.pre_acts.PIECE", piece)
+    monkeypatch.setattr("sae_sweeps.pre_acts.TOKENS", 8)
     tokens = steps * BATCH_OF_RUNS
     also = [*LONG, f"training.tokens={tokens}", f"engine={engine}"]
 

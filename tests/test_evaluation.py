@@ -358,9 +358,7 @@ class Fixed(Architecture):
         values = torch.tensor([1.0, 0.0]).expand(len(x), 2)
         selection = Selection(None)
         acts, recon = selection.of(values), self.function(x)
-        return Step(
-            x, pre_acts_of(values), values, selection, acts, acts, recon, self.W_dec, dead, False
-        )
+        return Step(x, pre_acts_of(values), selection, acts, acts, recon, self.W_dec, dead, False)
 
     def initialise(self, generator: torch.Generator, mean: Tensor) -> None:
         raise NotImplementedError

@@ -17,7 +17,9 @@ from small import CONF, small_run, train
 from torch import Tensor, nn
 
 from sae_sweeps import gemm
-from sae_sweeps.acts import PreActs, Selection, encode
+from sae_sweeps.acts import Selection
+from sae_sweeps.affinities import Affinities
+from sae_sweeps.pre_acts import PreActs, encode
 from sae_sweeps.sparse import Pairs, products, times, transposed_times
 
 torch.set_num_threads(1)
@@ -95,21 +97,31 @@ def library(
 Library = tuple[str, list[tuple[int, ...]]]
 
 
+def bias_of(rows: int, columns: int, along: str, **how: Any) -> Tensor:
+    """One number for each row of a product, or for each column."""
+    shape = (rows, 1) if along == "rows" else (1, columns)
+    return drawn(*shape, seed=1, **how)
+
+
+along_either = pytest.mark.parametrize("along", ["rows", "columns"])
+
+
 @every_shape
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("by_column", [False, True])
+@along_either
 def test_a_product_is_right_with_every_library(
-    library: Library, n: int, d: int, m: int, dtype: torch.dtype, by_column: bool
+    library: Library, n: int, d: int, m: int, dtype: torch.dtype, along: str
 ) -> None:
-    x, W, bias = drawn(n, d, dtype=dtype), drawn(m, d, dtype=dtype), drawn(m, dtype=dtype, seed=1)
-    found = gemm.product(x, W, bias, by_column)
+    x, W, bias = drawn(n, d, dtype=dtype), drawn(m, d, dtype=dtype), bias_of(n, m, along)
+    found = gemm.product(x, W, bias.to(dtype))
     assert found.dtype == dtype
     close(found, x.double() @ W.double().T + bias.double())
-    assert (found.T if by_column else found).is_contiguous()
-    # The weights lie in memory latent by latent, inputs may be a part of something larger.
-    other = gemm.product(drawn(2 * n, d, dtype=dtype)[::2], W.T.contiguous().T, bias, by_column)
-    wanted = drawn(2 * n, d, dtype=dtype)[::2].double() @ W.double().T + bias.double()
-    close(other, wanted)
+    assert found.is_contiguous()
+    # Either matrix may lie by columns, or be a part of something larger.
+    part, lying = drawn(2 * n, d, dtype=dtype)[::2], W.T.contiguous().T
+    wanted = part.double() @ W.double().T + bias.double()
+    close(gemm.product(part, lying, bias.to(dtype)), wanted)
+    close(gemm.product(lying, part, bias.T.to(dtype)), wanted.T)
     name, asked = library
     assert not asked or (name in ("as it is", "right") and dtype == torch.float32)
     assert asked or name != "right" or dtype == torch.float64
@@ -146,13 +158,13 @@ def test_every_product_of_the_engine_is_right_with_every_library() -> None:
     close(products(None, x, W_dec), x.double() @ W_dec.double().T)
 
 
-@pytest.mark.parametrize("by_column", [False, True])
+@along_either
 @pytest.mark.parametrize("chunk", [4096, 10**4, 65 * 300 + 1, 10**9])
-def test_chunks_change_no_bit(by_column: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, W, bias = drawn(300, 48), drawn(260, 48), drawn(260, seed=1)
-    whole = gemm.product(x, W, bias, by_column)
+def test_chunks_change_no_bit(along: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, W, bias = drawn(300, 48), drawn(260, 48), bias_of(300, 260, along)
+    whole = gemm.product(x, W, bias)
     monkeypatch.setattr("sae_sweeps.gemm.CHUNK", chunk)
-    assert torch.equal(gemm.product(x, W, bias, by_column), whole)
+    assert torch.equal(gemm.product(x, W, bias), whole)
 
 
 def test_chunks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +177,7 @@ def test_chunks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sae_sweeps.gemm._onednn", watched)
     monkeypatch.setattr("sae_sweeps.gemm.onednn", lambda: True)
     monkeypatch.setattr("sae_sweeps.gemm.CHUNK", 1000)
-    gemm.product(drawn(101, 3), drawn(50, 3), drawn(50), False)
+    gemm.product(drawn(101, 3), drawn(50, 3), drawn(1, 50))
     assert sum(asked) == 101 * 50 and len(asked) == 6 and max(asked) <= 1000
 
 
@@ -324,11 +336,14 @@ def test_threads_never_write_into_each_others_memory(blocks: deque[Any]) -> None
 
 
 @pytest.mark.usefixtures("blocks")
-def test_products_of_several_steps_take_turns_in_two_blocks() -> None:
+def test_products_of_several_steps_take_turns_in_two_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sae_sweeps.gemm.CHUNK", 100)  # what is one chunk is never lent
     W, bias = nn.Parameter(drawn(4, 30)), drawn(30)
     seen = set[int]()
     for step in range(6):
-        pre_acts = encode(drawn(8, 4, seed=step), W, nn.Parameter(torch.zeros(4)), bias, 1.0, False)
+        pre_acts = encode(drawn(8, 4, seed=step), W, nn.Parameter(torch.zeros(4)), bias, 1.0)
         seen.add(pre_acts.values.data_ptr())
         loss = pre_acts.at(Selection(None)).values.sum()
         loss.backward()
@@ -339,25 +354,47 @@ def test_products_of_several_steps_take_turns_in_two_blocks() -> None:
 # ---------------------------------------------------------------- bfloat16
 
 
-def encoded(by_latent: bool, autocast: bool, max_listed: float) -> tuple[PreActs, Tensor]:
-    """Pre-activations, and the exact ones."""
+def encoded() -> tuple[PreActs, Tensor]:
+    """Pre-activations, yet to be computed, and the exact ones."""
     x, W, b_dec, bias = drawn(40, 24), drawn(24, 70, seed=1), drawn(24, seed=2), drawn(70, seed=3)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = encode(x, nn.Parameter(W), nn.Parameter(b_dec), bias, max_listed, by_latent)
+    found = encode(x, nn.Parameter(W), nn.Parameter(b_dec), bias, 1.0)
     exact = (x.double() - b_dec.double()) @ W.double() + bias.double()
     return found, exact
 
 
-@pytest.mark.parametrize("by_latent", [False, True])
-def test_chosen_values_are_exact_where_the_matrix_is_rounded(by_latent: bool) -> None:
-    pre_acts, exact = encoded(by_latent, autocast=True, max_listed=1.0)
-    assert pre_acts.values.dtype == torch.bfloat16
-    assert (pre_acts.values.T if by_latent else pre_acts.values).is_contiguous()
-    rounding = (pre_acts.values.double() - exact).abs().max()
-    assert 1e-3 < rounding < 0.2
-    flat = torch.arange(0, exact.numel(), 7)
+def chosen_pairs(pre_acts: PreActs, by: str) -> Selection:
+    """Pairs as numbers alone, or with the value that was read there, in pieces or not."""
+    if by == "numbers":
+        return Selection(torch.arange(0, 40 * 70, 7))
+    affinities = Affinities(pre_acts)
+    if by == "latents":
+        return affinities.largest(torch.full((70,), 6), 6, by_latent=True)
+    return affinities.largest_of_tokens(10)
+
+
+@pytest.mark.parametrize("by", ["numbers", "tokens", "latents"])
+@pytest.mark.parametrize("piece", [2**22, 512])
+def test_chosen_values_are_exact_where_the_matrix_is_rounded(
+    by: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_sweeps.pre_acts.PIECE", piece)
+    monkeypatch.setattr("sae_sweeps.pre_acts.TOKENS", 8)
+    pre_acts, exact = encoded()
     with torch.autocast("cpu", torch.bfloat16):
-        chosen, unbiased = (f(Selection(flat)) for f in (pre_acts.at, pre_acts.projections))
+        selection = chosen_pairs(pre_acts, by)
+        chosen, unbiased = (f(selection) for f in (pre_acts.at, pre_acts.projections))
+        values = pre_acts.values
+        parts = list(pre_acts.pieces(by_latent=by == "latents"))
+    assert len(parts) == (1 if piece > 2800 else 9 if by == "latents" else 5)
+    assert values.dtype == torch.bfloat16
+    rounding = (values.double() - exact).abs().max()
+    assert 1e-3 < rounding < 0.2
+    for part in parts:
+        assert part.values.dtype == torch.bfloat16
+        difference = part.values.double() - exact[part.tokens, part.latents]
+        assert 1e-3 < difference.abs().max() < 0.2
+    flat = selection.flat
+    assert flat is not None and len(flat) == 400 + 20 * (by == "latents")
     assert chosen.values.dtype == unbiased.values.dtype == torch.float32
     close(chosen.values, exact.flatten()[flat])
     bias = drawn(70, seed=3).double().expand_as(exact)
@@ -369,7 +406,7 @@ def test_chosen_values_are_exact_where_the_matrix_is_rounded(by_latent: bool) ->
 def test_gradients_at_chosen_values_are_exact_too() -> None:
     found = list[Tensor]()
     for autocast in (False, True):
-        pre_acts, _ = encoded(False, autocast, max_listed=1.0)
+        pre_acts, _ = encoded()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             values = pre_acts.at(Selection(torch.arange(0, 2800, 7))).values
             values.pow(2).sum().backward()

@@ -39,12 +39,13 @@ class Noisy(Allocator):
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def forward(self, affinities):
+        values = affinities.values
         if self.training:
-            noise = torch.randn(affinities.shape, generator=self.generator)
-            affinities = affinities + self.noise * affinities.std() * noise
+            noise = torch.randn(values.shape, generator=self.generator)
+            values = values + self.noise * values.std() * noise
             self.draws += 1
-        latents = affinities.topk(self.k, dim=1).indices.sort(dim=1).values
-        starts = torch.arange(len(affinities))[:, None] * affinities.shape[1]
+        latents = values.topk(self.k, dim=1).indices.sort(dim=1).values
+        starts = torch.arange(len(values))[:, None] * values.shape[1]
         return Selection((starts + latents).flatten())
 
     def observe(self, step, progress):
@@ -74,8 +75,9 @@ class Share(Allocator):
         self.share = share
 
     def forward(self, affinities):
-        least = self.share * affinities.max(dim=1, keepdim=True).values.clamp(min=0)
-        return Selection((affinities > least).flatten().nonzero().squeeze(1))
+        values = affinities.values
+        least = self.share * values.max(dim=1, keepdim=True).values.clamp(min=0)
+        return Selection((values > least).flatten().nonzero().squeeze(1))
 
     def observe(self, step, progress):
         pass
@@ -93,9 +95,10 @@ SKIP = '''
 import torch
 from torch import nn
 
+from sae_sweeps.acts import decode
+from sae_sweeps.affinities import Affinities
 from sae_sweeps.architecture import weights
 from sae_sweeps.interfaces import Architecture, Step
-from sae_sweeps.acts import decode
 
 
 class Skip(Architecture):
@@ -115,15 +118,12 @@ class Skip(Architecture):
 
     def forward(self, x, dead):
         pre_acts = weights.project(self, x, self.b_enc)
-        affinities = pre_acts.values
-        selection = self.allocator(affinities)
+        selection = self.allocator(Affinities(pre_acts))
         selected = pre_acts.at(selection)
         acts = selected.relu()
         recon = decode(acts, self.W_dec) + self.b_dec + (x - self.b_dec) @ self.down @ self.up
         budgeted = self.allocator.sets_budget
-        return Step(
-            x, pre_acts, affinities, selection, selected, acts, recon, self.W_dec, dead, budgeted
-        )
+        return Step(x, pre_acts, selection, selected, acts, recon, self.W_dec, dead, budgeted)
 
     def penalty(self, step):
         return step.x.new_zeros(())

@@ -1,7 +1,6 @@
-"""The largest entries against stable sorts, on matrices full of ties."""
+"""What is listed and ranked, against nested loops and stable sorts, on matrices full of ties."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,10 +9,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps.allocator.feature_choice import feature_choice
-from sae_sweeps.allocator.mutual_choice import mutual_choice
-from sae_sweeps.allocator.token_choice import token_choice
-from sae_sweeps.ranking import GROUP, largest, largest_of_rows
+from sae_sweeps import ranking
+from sae_sweeps.ranking import (
+    DENSE,
+    GROUP,
+    SPREAD,
+    group_maxima,
+    largest,
+    lower_bounds,
+    reaching,
+    read,
+    within_budgets,
+)
 
 torch.set_num_threads(1)
 
@@ -23,6 +30,9 @@ class Kind(NamedTuple):
 
     levels: int
     shift: float
+    infinite: float
+    """share of entries that are"""
+    dtype: torch.dtype
     seed: int
 
 
@@ -30,17 +40,27 @@ KINDS = st.builds(
     Kind,
     levels=st.sampled_from([1, 2, 3, 5, 20, 10**6]),
     shift=st.sampled_from([-1.0, -0.5, 0.0, 0.3]),
+    infinite=st.sampled_from([0.0, 0.0, 0.05]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10**6),
 )
+SIZES = st.sampled_from(
+    [1, 2, 3, 4, 6, 7, 8, 12, 15, 16, 17, 24, 31, 32, 48, 63, 64, 72, 96, 100, 128, 240, 256, 320]
+)
+"""Lengths that 16, 8, 4, 2 or only 1 divide, on both sides of what groups need."""
 
 
 def matrix(rows: int, n: int, kind: Kind) -> Tensor:
-    """Entries between `shift` and 1 + `shift`, in equal steps; zeros of both signs."""
+    """Entries between `shift` and 1 + `shift`, in equal steps; zeros and infinities of both signs.
+
+    What is equal in float32 is in float64.
+    """
     generator = torch.Generator().manual_seed(kind.seed)
     steps = torch.randint(0, kind.levels + 1, (rows, n), generator=generator)
-    values = steps / kind.levels + kind.shift
-    values[torch.rand(rows, n, generator=generator) < 0.1] = 0.0
-    values[torch.rand(rows, n, generator=generator) < 0.1] = -0.0
+    values = (steps / kind.levels + kind.shift).to(kind.dtype)
+    shares = [(0.0, 0.1), (-0.0, 0.1), (math.inf, kind.infinite), (-math.inf, kind.infinite)]
+    for entry, share in shares:
+        values[torch.rand(rows, n, generator=generator) < share] = entry
     return values
 
 
@@ -50,155 +70,204 @@ def laid_out(values: Tensor, by_column: bool) -> Tensor:
 
 def ranks(values: Tensor) -> list[int]:
     """Indices from the largest entry to the smallest, of equal ones the first first."""
-    return values.sort(descending=True, stable=True).indices.tolist()
+    numbers: list[float] = values.tolist()
+    return sorted(range(len(numbers)), key=lambda index: -numbers[index])
 
 
-SIZES = st.sampled_from([1, 2, 15, 16, 17, 32, 48, 63, 64, 65, 96, 128, 240, 256, 320])
+def counts(n: int) -> st.SearchStrategy[int]:
+    """How many of `n` entries are wanted: few, so that there are groups; about all; too many."""
+    return st.integers(1, max(1, n // SPREAD // 2)) | st.integers(1, n) | st.integers(n, 2 * n)
 
 
-@given(st.integers(1, 4), SIZES, KINDS, st.booleans(), st.data())
-def test_rows_largest_are_those_of_a_stable_sort(
+# ---------------------------------------------------------------- groups
+
+
+@given(st.integers(1, 5), SIZES, KINDS, st.booleans(), st.data())
+def test_groups_are_as_large_as_leaves_enough_of_them(
     rows: int, n: int, kind: Kind, by_column: bool, data: st.DataObject
 ) -> None:
-    # Both sides of the way by the groups, which is taken where 2 * (most + 1) <= n / GROUP.
-    small = st.integers(1, max(1, n // GROUP // 2))
-    most = data.draw(st.integers(1, n) | small.map(lambda count: min(count, n)))
+    count, values = data.draw(counts(n)), matrix(rows, n, kind)
+    maxima = group_maxima(laid_out(values, by_column), count)
+    sizes = [s for s in (16, 8, 4, 2) if n % s == 0 and n // s >= SPREAD * count]
+    size = max(sizes, default=1)
+    assert size <= GROUP and maxima.shape == (rows, n // size) and maxima.dtype == values.dtype
+    groups = n // size
+    for row, found in zip(values.tolist(), maxima.tolist(), strict=True):
+        assert found == [max(row[group::groups]) for group in range(groups)]
+
+
+@given(st.integers(1, 6), st.integers(1, 300), KINDS, st.data())
+def test_at_least_as_many_entries_as_wanted_reach_a_lower_bound(
+    rows: int, groups: int, kind: Kind, data: st.DataObject
+) -> None:
+    most = data.draw(st.integers(1, groups) | st.integers(1, max(1, groups // SPREAD // 2)))
     budgets = data.draw(st.lists(st.integers(1, most), min_size=rows, max_size=rows))
-    values = matrix(rows, n, kind)
-    found = largest_of_rows(laid_out(values, by_column), torch.tensor(budgets), most)
-    assert found.shape == (rows, most)
-    for row, budget, indices in zip(values, budgets, found.tolist(), strict=True):
-        kept, wanted = indices[:budget], ranks(row)[:budget]
-        assert len(set(kept)) == budget
-        assert sorted(row[kept].tolist()) == sorted(row[wanted].tolist())
-        if row[wanted[-1]] > 0:
-            assert sorted(kept) == sorted(wanted)
+    maxima = matrix(rows, groups, kind)
+    bounds = lower_bounds(maxima, torch.tensor(budgets), most)
+    assert bounds.shape == (rows, 1)
+    for row, budget, bound in zip(maxima.tolist(), budgets, bounds[:, 0].tolist(), strict=True):
+        assert bound in row
+        assert sum(entry >= bound for entry in row) >= budget
 
 
-@pytest.mark.parametrize("n", [64, 256, 1024])
-@pytest.mark.parametrize("rows", [1, 127, 129, 300])
-def test_many_rows_are_ranked_like_few(rows: int, n: int) -> None:
-    values = matrix(rows, n, Kind(200, -0.3, 5))
-    budgets = torch.arange(rows) % 7 + 1
-    most = 7
-    found = largest_of_rows(values, budgets, most)
-    for row, budget, indices in zip(values, budgets.tolist(), found.tolist(), strict=True):
-        assert sorted(indices[:budget]) == sorted(ranks(row)[:budget])
+@pytest.mark.parametrize("most", [1, 3, 8, 20])
+@pytest.mark.parametrize("n", [128, 1024, 1031, 1536])
+def test_few_more_entries_than_wanted_reach_a_lower_bound(n: int, most: int) -> None:
+    # Without ties. Of 4 m groups about 4 m (1 - exp(-x / 4 m)) hold one of the x largest: m where
+    # x is 1.15 m.
+    values = torch.rand(200, n, generator=torch.Generator().manual_seed(n + most))
+    budgets = torch.arange(200) % most + 1
+    bounds = lower_bounds(group_maxima(values, most), budgets, most)
+    excess = ((values >= bounds).sum(1) - budgets).double()
+    assert excess.min() >= 0
+    assert excess.mean() <= 0.2 * most + 0.1
+    assert excess.max() <= most + 4
+
+
+# ---------------------------------------------------------------- what reaches a bound
+
+
+def bounds_for(values: Tensor, one: bool, data: st.DataObject) -> Tensor:
+    """A bound for all rows or one for each: entries, what lies beside, above and below them."""
+    rows, n = values.shape
+    entry = st.integers(0, rows * n - 1).map(lambda place: values.flatten()[place].item())
+    kinds = entry | entry.map(lambda v: math.nextafter(v, math.inf))
+    kinds |= st.sampled_from([-math.inf, math.inf, 0.0, -0.0, -9.0, 9.0])
+    size = 1 if one else rows
+    bounds = data.draw(st.lists(kinds, min_size=size, max_size=size))
+    return torch.tensor(bounds, dtype=values.dtype)[:, None]
+
+
+@given(st.integers(1, 5), SIZES, KINDS, st.booleans(), st.booleans(), st.data())
+def test_what_reaches_a_bound_is_found_once(
+    rows: int, n: int, kind: Kind, by_column: bool, one: bool, data: st.DataObject
+) -> None:
+    count, values = data.draw(counts(n)), matrix(rows, n, kind)
+    bounds = bounds_for(values, one, data)
+    seen: list[Tensor] = []
+
+    def of(maxima: Tensor) -> Tensor:
+        seen.append(maxima)
+        return bounds
+
+    found_rows, columns = reaching(laid_out(values, by_column), of, count)
+    wanted: list[tuple[int, int]] = []
+    for row in range(rows):
+        for column in range(n):
+            if values[row, column] >= bounds[0 if one else row, 0]:
+                wanted.append((row, column))
+    assert sorted(zip(found_rows.tolist(), columns.tolist(), strict=True)) == wanted
+    assert len(seen) == 1 and torch.equal(seen[0], group_maxima(values, count))
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+@pytest.mark.parametrize("hit", [0, 1, 15, 16, 17, 63, 64])
+def test_groups_are_looked_into_or_everything_where_many_reach_their_bound(
+    hit: int, by_column: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, size = 64, 4
+    values = torch.zeros(2, size * groups)
+    for group in range(hit):
+        values[group % 2, group // 2 + (group % size) * groups] = 1.0
+    looked: list[int] = []
+
+    def counted(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        looked.append(columns.numel())
+        return read(values, rows, columns)
+
+    monkeypatch.setattr(ranking, "read", counted)
+    monkeypatch.setattr(ranking, "GROUP", size)
+    bound = torch.ones(1, 1)
+    rows, columns = reaching(laid_out(values, by_column), lambda _: bound, 1)
+    found = sorted(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert [list(pair) for pair in found] == values.nonzero().tolist()
+    assert looked == ([] if hit > DENSE * 2 * groups else [hit * size])
+
+
+@given(st.integers(1, 5), SIZES, KINDS, st.booleans(), st.data())
+def test_reading_is_indexing(
+    rows: int, n: int, kind: Kind, by_column: bool, data: st.DataObject
+) -> None:
+    values, generator = matrix(rows, n, kind), torch.Generator().manual_seed(kind.seed)
+    shape = data.draw(st.sampled_from([(0,), (1,), (40,), (7, 3), (0, 4)]))
+    first = torch.randint(rows, shape, generator=generator)
+    second = torch.randint(n, shape, generator=generator)
+    found = read(laid_out(values, by_column), first, second)
+    assert torch.equal(found, values[first, second])
+    assert torch.equal(found.signbit(), values[first, second].signbit())
+
+
+# ---------------------------------------------------------------- ranking
+
+
+@given(st.integers(1, 6), st.integers(0, 120), KINDS, st.data())
+@example(3, 0, Kind(1, 0.0, 0.0, torch.float32, 0), None)
+def test_within_budgets_are_each_rows_largest_by_a_stable_sort(
+    rows: int, n: int, kind: Kind, data: st.DataObject | None
+) -> None:
+    values = matrix(1, n, kind)[0]
+    of_row = torch.randint(rows, (n,), generator=torch.Generator().manual_seed(kind.seed))
+    if data and data.draw(st.booleans()):
+        of_row = of_row.sort().values
+    budget = st.integers(0, n // rows + 2) | st.integers(0, n + 2)
+    lists = st.lists(budget, min_size=rows, max_size=rows)
+    budgets = data.draw(lists) if data else [2] * rows
+    wanted = [False] * n
+    for row, most in enumerate(budgets):
+        places = [place for place in range(n) if of_row[place] == row]
+        for rank in ranks(values[places])[:most]:
+            wanted[places[rank]] = True
+    kept = within_budgets(of_row, values, torch.tensor(budgets))
+    assert kept.dtype == torch.bool and kept.tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_within_budgets_ranks_the_extremes_of_floats(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    tiny = info.smallest_normal
+    numbers = [0.0, tiny, -0.0, -tiny, info.max, -info.max, math.inf, -math.inf, 1.0, -1.0]
+    numbers += [1.0 + info.eps, -1.0 - info.eps, tiny / 4, -tiny / 4, -0.0, 0.0]
+    values = torch.tensor(numbers, dtype=dtype)
+    order = ranks(values)
+    for budget in range(len(values) + 1):
+        kept = within_budgets(torch.zeros(len(values)).long(), values, torch.tensor([budget]))
+        assert kept.nonzero()[:, 0].tolist() == sorted(order[:budget])
 
 
 @given(st.integers(1, 100), KINDS, st.data())
 def test_the_largest_are_those_of_a_stable_sort(n: int, kind: Kind, data: st.DataObject) -> None:
     values = matrix(1, n, kind)[0]
     budget = data.draw(st.integers(0, n))
-    ordered = values[ranks(values)].tolist()
-    boundary = ordered[budget - 1] if budget else 0.0
-    guess = data.draw(
-        st.none()
-        | st.sampled_from(
-            [
-                -math.inf,
-                math.inf,
-                ordered[-1] - 1.0,  # far too low
-                ordered[-1],
-                math.nextafter(boundary, -math.inf),
-                boundary,  # exact: those equal to it are no candidates
-                ordered[0],
-                ordered[0] + 1.0,  # far too high
-            ]
-        )
-        | st.floats(-1.5, 1.5)
-    )
-    found = largest(values, budget, None if guess is None else torch.tensor(guess))
-    assert found.dtype == torch.int64
-    assert found.tolist() == sorted(ranks(values)[:budget])
+    kept = largest(values, budget)
+    assert kept.dtype == torch.bool and kept.shape == (n,)
+    assert kept.nonzero()[:, 0].tolist() == sorted(ranks(values)[:budget])
 
 
-@pytest.mark.parametrize("guess", [None, -1.0, 0.0, 0.5, 1.0, math.inf])
-def test_of_equal_entries_the_first_are_taken(guess: float | None) -> None:
+def test_of_equal_entries_the_first_are_taken() -> None:
     values = torch.tensor([0.5, 1.0, 0.5, -1.0, 0.5, 0.0, -0.0, 0.5])
-    tensor = None if guess is None else torch.tensor(guess)
-    assert largest(values, 3, tensor).tolist() == [0, 1, 2]
-    assert largest(values, 6, tensor).tolist() == [0, 1, 2, 4, 5, 7]
-    assert largest(values, 0, tensor).tolist() == []
-    assert largest(values, 8, tensor).tolist() == list(range(8))
+    wanted = {3: [0, 1, 2], 6: [0, 1, 2, 4, 5, 7], 0: [], 8: list(range(8))}
+    row = torch.zeros(8, dtype=torch.int64)
+    for budget, places in wanted.items():
+        assert largest(values, budget).nonzero()[:, 0].tolist() == places
+        kept = within_budgets(row, values, torch.tensor([budget]))
+        assert kept.nonzero()[:, 0].tolist() == places
 
 
-# ---------------------------------------------------------------- the three choices
-
-
-def naive_token(affinities: Tensor, k: int) -> list[int]:
-    n = affinities.shape[1]
-    return sorted(t * n + i for t, row in enumerate(affinities) for i in ranks(row)[:k])
-
-
-def naive_mutual(affinities: Tensor, budget: int) -> list[int]:
-    return sorted(ranks(affinities.flatten())[:budget])
-
-
-def naive_feature(affinities: Tensor, budgets: list[int]) -> list[int]:
-    n = affinities.shape[1]
-    columns = enumerate(zip(affinities.T, budgets, strict=True))
-    return sorted(t * n + i for i, (column, m) in columns for t in ranks(column)[:m])
-
-
-def assert_chosen(affinities: Tensor, found: Tensor, wanted: list[int]) -> None:
-    """The same pairs, those that are not positive aside: whichever of these is kept is silent."""
-    flat = affinities.flatten()
-    assert (found.diff() > 0).all() and len(found) == len(wanted)
-    positive = [index for index in found.tolist() if flat[index] > 0]
-    assert positive == [index for index in wanted if flat[index] > 0]
-    assert sorted(flat[found].tolist()) == sorted(flat[wanted].tolist())
-
-
-SHAPES = st.sampled_from([(1, 1), (1, 64), (3, 5), (7, 48), (16, 64), (64, 16), (96, 7), (33, 128)])
-
-
-@given(SHAPES, KINDS, st.booleans(), st.data())
-@example((33, 128), Kind(2, -0.5, 1), True, None)
-def test_token_choice_is_stable(
-    shape: tuple[int, int], kind: Kind, by_column: bool, data: st.DataObject | None
+@given(st.integers(1, 4), SIZES, KINDS, st.booleans(), st.data())
+def test_bounds_lists_and_budgets_together_are_a_stable_sort_of_each_row(
+    rows: int, n: int, kind: Kind, by_column: bool, data: st.DataObject
 ) -> None:
-    affinities = matrix(*shape, kind)
-    k = data.draw(st.integers(1, shape[1])) if data else 3
-    found = token_choice(laid_out(affinities, by_column), k)
-    assert_chosen(affinities, found, naive_token(affinities, k))
-
-
-@given(SHAPES, KINDS, st.booleans(), st.data())
-def test_mutual_choice_is_stable(
-    shape: tuple[int, int], kind: Kind, by_column: bool, data: st.DataObject
-) -> None:
-    affinities = matrix(*shape, kind)
-    budget = data.draw(st.integers(0, affinities.numel()))
-    guess = data.draw(st.none() | st.floats(-1.5, 1.5))
-    tensor = None if guess is None else torch.tensor(guess)
-    found = mutual_choice(laid_out(affinities, by_column), budget, tensor)
-    assert found.tolist() == naive_mutual(affinities, budget)
-
-
-@given(SHAPES, KINDS, st.booleans(), st.data())
-def test_feature_choice_is_stable(
-    shape: tuple[int, int], kind: Kind, by_column: bool, data: st.DataObject
-) -> None:
-    affinities = matrix(*shape, kind)
-    one = st.integers(0, shape[0]) | st.integers(0, min(3, shape[0]))
-    budgets = data.draw(st.lists(one, min_size=shape[1], max_size=shape[1]))
-    found = feature_choice(laid_out(affinities, by_column), torch.tensor(budgets))
-    assert_chosen(affinities, found, naive_feature(affinities, budgets))
-
-
-CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
-    "token": lambda a: token_choice(a, 5),
-    "mutual": lambda a: mutual_choice(a, 5 * len(a), torch.tensor(0.1)),
-    "feature": lambda a: feature_choice(a, torch.arange(a.shape[1]) % 9),
-}
-
-
-@pytest.mark.parametrize("choice", CHOICES)
-@given(kind=KINDS)
-def test_a_choice_does_not_depend_on_the_layout(choice: str, kind: Kind) -> None:
-    affinities = matrix(64, 192, kind)
-    straight, other = (CHOICES[choice](laid_out(affinities, by)) for by in (False, True))
-    assert torch.equal(affinities.flatten()[straight].relu(), affinities.flatten()[other].relu())
-    positive = affinities.flatten() > 0
-    assert torch.equal(straight[positive[straight]], other[positive[other]])
+    most = data.draw(st.integers(1, n) | st.integers(1, max(1, n // SPREAD // 2)))
+    budgets = torch.tensor(data.draw(st.lists(st.integers(1, most), min_size=rows, max_size=rows)))
+    values = matrix(rows, n, kind)
+    found_rows, columns = reaching(
+        laid_out(values, by_column), lambda maxima: lower_bounds(maxima, budgets, most), most
+    )
+    flat = (found_rows * n + columns).sort().values
+    kept = within_budgets(flat // n, values.flatten()[flat], budgets)
+    wanted = [
+        row * n + column
+        for row, budget in enumerate(budgets.tolist())
+        for column in sorted(ranks(values[row])[:budget])
+    ]
+    assert flat[kept].tolist() == wanted

@@ -4,6 +4,7 @@ The paper's abstract names the idea and a Zipf prior; the exact budgets, the swi
 choice and the batch-free thresholds are our design.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -11,38 +12,63 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.acts import SparseActs
-from sae_sweeps.allocator.mutual_choice import GUESS, mutual_choice
-from sae_sweeps.allocator.thresholds import LearntThreshold, above
+from sae_sweeps.acts import Listed
+from sae_sweeps.affinities import Affinities, merged
+from sae_sweeps.allocator.mutual_choice import mutual_choice
+from sae_sweeps.allocator.thresholds import LearntThreshold
 from sae_sweeps.averages import TokenAverage
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
-from sae_sweeps.ranking import largest_of_rows
+from sae_sweeps.ranking import classes, within_budgets
 from sae_sweeps.zipf import zipf_budgets
+
+SPREAD = 0.3
+"""How far a batch's smallest kept affinity falls below its average, as a share of it, if one is
+kept; the larger the budget, the less, as of any such statistic."""
 
 
 def feature_choice(
-    affinities: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]
-) -> Int[Tensor, " n"]:
-    """Flat indices, ascending, of each column's `budgets[latent]` largest entries.
+    affinities: Affinities,
+    budgets: Int[Tensor, " d_sae"],
+    threshold: LearntThreshold | None = None,
+) -> Selection:
+    """Each column's `budgets[latent]` largest entries; on CPUs of equal ones the first.
 
-    Latents are ranked in groups of like budget (powers of two), so that no column is sorted further
-    than twice its need. Budgets are on the CPU: all shapes are known there, and nothing waits.
+    They are found faster where the `threshold` tells what most of them exceed. Budgets are on the
+    CPU: on accelerators all shapes are known there, and nothing waits.
     """
+    if not affinities.listed:
+        return _by_topk(affinities, budgets, threshold)
     batch, d_sae = affinities.shape
-    columns = affinities.T.contiguous()
-    device = affinities.device
+    learnt = torch.full((d_sae,), torch.inf) if threshold is None else threshold.value()
+    guess = learnt * (1 - SPREAD / budgets.clamp(min=1).sqrt())
+    likely = affinities.reaching(guess[:, None], by_latent=True, budgets=budgets)
+    latents = likely.flat % d_sae
+    short = torch.bincount(latents, minlength=d_sae) < budgets
+    # Those of latents that are short of them are looked for again, with their budget to start from.
+    kept = within_budgets(latents, likely.affinities, budgets.where(~short, 0))
+    found = [likely.keep(kept)]
+    for most, some in classes(budgets.where(short, 0), batch):
+        own = affinities.of(some).largest(budgets[some], most, by_latent=True)
+        tokens = torch.div(own.flat, len(some), rounding_mode="floor")
+        found.append(replace(own, flat=tokens * d_sae + some[own.flat % len(some)]))
+    passed = threshold.passing(likely, d_sae) if threshold else None
+    return replace(merged(found), passed=passed)
+
+
+def _by_topk(
+    affinities: Affinities, budgets: Int[Tensor, " d_sae"], threshold: LearntThreshold | None
+) -> Listed:
+    """Likewise, with the shapes of all operations known on the CPU."""
+    (batch, d_sae), columns = affinities.shape, affinities.values.T.contiguous()
+    device = columns.device
     chosen = [torch.zeros(0, dtype=torch.int64, device=device)]
-    least = 1
-    while least <= batch:
-        most = min(2 * least - 1, batch)
-        latents = ((budgets >= least) & (budgets <= most)).nonzero().squeeze(1)
-        if len(latents):
-            wanted, here = budgets[latents], latents.to(device)
-            tokens = largest_of_rows(columns.index_select(0, here), wanted, most)
-            within = (torch.arange(most) < wanted[:, None]).flatten().nonzero().squeeze(1)
-            chosen.append((tokens * d_sae + here[:, None]).flatten()[within.to(device)])
-        least *= 2
-    return torch.cat(chosen).sort().values
+    for most, latents in classes(budgets, batch):
+        wanted, here = budgets[latents], latents.to(device)
+        tokens = columns.index_select(0, here).topk(most, dim=1).indices
+        within = (torch.arange(most) < wanted[:, None]).flatten().nonzero().squeeze(1)
+        chosen.append((tokens * d_sae + here[:, None]).flatten()[within.to(device)])
+    passed = (affinities.values > threshold.value()).count_nonzero() if threshold else None
+    return replace(affinities.at(torch.cat(chosen).sort().values), passed=passed)
 
 
 @final
@@ -88,20 +114,16 @@ class FeatureChoice(Allocator):
     def set_extra_state(self, state: Tensor) -> None:
         self.tokens_seen, self.latent_of_rank = int(state[0]), state[1:].clone()
 
-    def by_latent(self) -> bool:
-        return self.training and not self._is_mutual()
-
     def _is_mutual(self) -> bool:
         return self.tokens_seen < self.mutual_tokens
 
-    def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
+    def forward(self, affinities: Affinities) -> Selection:
         batch = affinities.shape[0]
         if not self.training:
-            return Selection(above(affinities, self.threshold.value()))
+            return affinities.above(self.threshold.value().clamp(min=0))
         if self._is_mutual():
-            guess = GUESS * self.threshold.value().min()
-            return Selection(mutual_choice(affinities, round(self.k * batch), guess))
-        selection = Selection(feature_choice(affinities, self.budgets(batch)))
+            return mutual_choice(affinities, round(self.k * batch), self.threshold)
+        selection = feature_choice(affinities, self.budgets(batch), self.threshold)
         self.unobserved += 1
         return selection
 
@@ -121,17 +143,17 @@ class FeatureChoice(Allocator):
         batch = step.x.shape[0]
         fired = step.acts.tokens_per_latent
         self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
-        kept = step.selection.of(step.affinities)
-        self.threshold.update(step, kept, self._smallest(kept))
+        assert isinstance(step.selection, Listed)
+        self.threshold.update(step.selection, self._smallest(step.selection), batch)
         if self.tokens_seen < self.mutual_tokens <= progress.tokens:
             self._switch()
         self.tokens_seen = progress.tokens
         self.unobserved = 0
 
-    def _smallest(self, kept: SparseActs) -> Float[Tensor, " d_sae"]:
-        positive = kept.values.where(kept.active, torch.inf)
+    def _smallest(self, kept: Listed) -> Float[Tensor, " d_sae"]:
+        positive = kept.affinities.where(kept.affinities > 0, torch.inf)
         smallest = positive.new_full((self.d_sae,), torch.inf)
-        return smallest.scatter_reduce(0, kept.latents, positive, "amin")
+        return smallest.scatter_reduce(0, kept.flat % self.d_sae, positive, "amin")
 
     def _switch(self) -> None:
         """Freeze the ranks; thresholds begin anew, since mutual choice kept other entries."""

@@ -2,9 +2,7 @@
 
 from typing import ClassVar, final
 
-from jaxtyping import Float
-from torch import Tensor
-
+from sae_sweeps.affinities import Affinities
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 
 
@@ -18,7 +16,7 @@ class NoAllocator(Allocator):
     def __init__(self, d_sae: int) -> None:
         super().__init__()
 
-    def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
+    def forward(self, affinities: Affinities) -> Selection:
         return Selection(None)
 
     def observe(self, step: Step, progress: Progress) -> None:

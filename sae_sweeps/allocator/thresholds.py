@@ -9,16 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_sweeps.acts import SparseActs
+from sae_sweeps.acts import Listed
 from sae_sweeps.averages import TokenAverage
-from sae_sweeps.interfaces import Step
 
 RATE = 0.5
 """Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""
 ELASTICITY = 6.0
 """Change of log L0 per change of log threshold, about; measured on the embedded model."""
-COUNTED = 512
-"""Tokens of a batch on which both are counted; of more the count would cost and hardly change."""
 
 
 class LearntThreshold(nn.Module):
@@ -41,16 +38,22 @@ class LearntThreshold(nn.Module):
         """The thresholds."""
         return self.smallest.value() * self.log_level.exp()
 
-    def update(self, step: Step, kept: SparseActs, smallest: Float[Tensor, " size"]) -> None:
-        """Take in a batch, of whose affinities some were kept.
+    def passing(self, found: Listed, d_sae: int) -> Int[Tensor, ""]:
+        """How many of the pairs found would be active without a batch."""
+        threshold = self.value()
+        if len(threshold) > 1:
+            threshold = threshold.index_select(0, found.flat % d_sae)
+        return (found.affinities > threshold).count_nonzero()
 
-        The `smallest` ones kept, of those above 0, are +inf where there was none.
+    def update(self, selection: Listed, smallest: Float[Tensor, " size"], tokens: int) -> None:
+        """Take in a batch of so many tokens, and the choice that was made in it.
+
+        The `smallest` affinities kept, of those above 0, are +inf where there was none.
         """
-        tokens = len(step.x)
-        threshold, counted = self.value(), min(tokens, COUNTED)
-        passed = (step.affinities[:counted] > threshold).count_nonzero()
-        kept_count = (kept.active & (kept.tokens < counted)).count_nonzero()
-        ratio = (passed.clamp(min=1) / kept_count.clamp(min=1)).log().clamp(-1, 1)
+        assert selection.passed is not None
+        threshold = self.value()
+        kept = (selection.affinities > 0).count_nonzero()
+        ratio = (selection.passed.clamp(min=1) / kept.clamp(min=1)).log().clamp(-1, 1)
         # However short the horizon, a batch never corrects more than the mismatch itself.
         gain = -math.expm1(-ELASTICITY * RATE * tokens / self.horizon_tokens) / ELASTICITY
         self.log_level += torch.where(threshold.isfinite().any(), ratio * gain, 0.0)
@@ -65,8 +68,3 @@ class LearntThreshold(nn.Module):
     def rescale(self, factor: float) -> None:
         """Adapt to affinities multiplied by `factor`."""
         self.smallest.total *= factor
-
-
-def above(affinities: Float[Tensor, "batch d_sae"], threshold: Tensor) -> Int[Tensor, " n"]:
-    """Flat indices, ascending, of entries above 0 and a threshold, one or one per latent."""
-    return (affinities > threshold.clamp(min=0)).flatten().nonzero().squeeze(1)

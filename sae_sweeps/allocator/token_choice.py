@@ -2,21 +2,8 @@
 
 from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from sae_sweeps.affinities import Affinities
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
-from sae_sweeps.ranking import largest_of_rows
-
-
-def token_choice(affinities: Float[Tensor, "batch d_sae"], k: int) -> Int[Tensor, " n"]:
-    """Flat indices, ascending, of each row's k largest entries."""
-    batch, d_sae = affinities.shape
-    budgets = torch.full((batch,), k, device=affinities.device)
-    latents = largest_of_rows(affinities, budgets, k).sort(dim=1).values
-    starts = torch.arange(0, batch * d_sae, d_sae, device=affinities.device)
-    return (latents + starts[:, None]).flatten()
 
 
 @final
@@ -29,8 +16,8 @@ class TokenChoice(Allocator):
         super().__init__()
         self.k = k
 
-    def forward(self, affinities: Float[Tensor, "batch d_sae"]) -> Selection:
-        return Selection(token_choice(affinities, self.k))
+    def forward(self, affinities: Affinities) -> Selection:
+        return affinities.largest_of_tokens(self.k)
 
     def observe(self, step: Step, progress: Progress) -> None:
         pass

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_sweeps.acts import decode
+from sae_sweeps.affinities import Affinities, listed
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.penalty import SparsityPenalty
@@ -54,13 +55,13 @@ class Gated(Architecture):
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         gates = weights.project(self, x, self.b_gate)
-        selection = gates.listed(self.allocator(gates.values), lambda: gates.values > 0)
+        selection = listed(self.allocator(Affinities(gates)), gates, above=x.new_zeros(1))
         shared = gates.projections(selection)
         gate = shared.values + shared.spread(self.b_gate)
         magnitude = shared.times(self.r_mag.exp()).values + shared.spread(self.b_mag)
         acts = shared.with_values(magnitude.where(gate > 0, 0.0)).relu()
         selected = shared.with_values(gate)
-        return weights.decoded(self, x, dead, gates, gates.values, selection, selected, acts)
+        return weights.decoded(self, x, dead, gates, selection, selected, acts)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         gate_acts = step.selected.relu()

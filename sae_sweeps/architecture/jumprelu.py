@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import PreActs, Selection, SparseActs
+from sae_sweeps.acts import Selection, SparseActs
+from sae_sweeps.affinities import Affinities, listed
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.pre_acts import PreActs
 from sae_sweeps.sparse import Pairs, per_latent
 
 
@@ -108,20 +110,21 @@ class JumpReLU(Architecture):
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
         threshold = self.log_threshold.exp()
-        affinities = pre_acts.values
-        if self.allocator.ranks:
-            affinities = torch.where(affinities > threshold.detach(), affinities, 0.0)
+        bound = threshold.detach()
+        affinities = Affinities(
+            pre_acts, lambda values, latents: torch.where(values > bound[latents], values, 0.0)
+        )
         selection = self._listed(pre_acts, self.allocator(affinities))
         selected = pre_acts.at(selection)
         # No rectifier follows, which would cut the gradient of entries just below the threshold.
         jumped = Jump.apply(selected.values, threshold, selected.pairs, self.bandwidth)
         acts = selected.with_values(jumped)
-        return weights.decoded(self, x, dead, pre_acts, affinities, selection, selected, acts)
+        return weights.decoded(self, x, dead, pre_acts, selection, selected, acts)
 
     def _listed(self, pre_acts: PreActs, selection: Selection) -> Selection:
         """`selection`; entries just below the threshold, value 0, count: they have a gradient."""
         lowest = self.log_threshold.detach().exp() - self.bandwidth / 2
-        return pre_acts.listed(selection, lambda: pre_acts.values > lowest)
+        return listed(selection, pre_acts, above=lowest)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         if not self.penalised:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_sweeps.acts import SparseActs
+from sae_sweeps.affinities import Affinities, listed
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.penalty import SparsityPenalty
@@ -52,13 +53,14 @@ class ReLU(Architecture):
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         pre_acts = weights.project(self, x, self.b_enc)
-        affinities = pre_acts.values
+        affinities = Affinities(pre_acts)
         if not self.unit_norm:
-            affinities = affinities * self._norms().detach()
-        selection = pre_acts.listed(self.allocator(affinities), lambda: affinities > 0)
+            norms = self._norms().detach()
+            affinities = Affinities(pre_acts, lambda values, latents: values * norms[latents])
+        selection = listed(self.allocator(affinities), pre_acts, above=x.new_zeros(1))
         selected = pre_acts.at(selection)
         acts = selected.relu()
-        return weights.decoded(self, x, dead, pre_acts, affinities, selection, selected, acts)
+        return weights.decoded(self, x, dead, pre_acts, selection, selected, acts)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         return self.sparsity(self._weighted(step.acts)) / step.x.shape[0]

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import PreActs, Selection, SparseActs, decode, encode
+from sae_sweeps.acts import Selection, SparseActs, decode
 from sae_sweeps.interfaces import Architecture, Step
+from sae_sweeps.pre_acts import PreActs, encode
 
 
 def create(sae: Architecture, d_in: int, d_sae: int) -> None:
@@ -39,9 +40,8 @@ def draw(
 def project(
     sae: Architecture, x: Float[Tensor, "batch d_in"], bias: Float[Tensor, " d_sae"]
 ) -> PreActs:
-    """(x - b_dec) @ W_enc + bias, laid out as the allocator likes it."""
-    by_latent = sae.allocator.by_latent()
-    return encode(x, sae.W_enc, sae.b_dec, bias, sae.max_listed, by_latent)
+    """(x - b_dec) @ W_enc + bias."""
+    return encode(x, sae.W_enc, sae.b_dec, bias, sae.max_listed)
 
 
 def decoded(
@@ -49,7 +49,6 @@ def decoded(
     x: Float[Tensor, "batch d_in"],
     dead: Bool[Tensor, " d_sae"],
     pre_acts: PreActs,
-    affinities: Float[Tensor, "batch d_sae"],
     selection: Selection,
     selected: SparseActs,
     acts: SparseActs,
@@ -57,6 +56,4 @@ def decoded(
     """The step's record, with recon = acts W_dec + b_dec."""
     recon = decode(acts, sae.W_dec) + sae.b_dec
     budgeted = sae.allocator.sets_budget
-    return Step(
-        x, pre_acts, affinities, selection, selected, acts, recon, sae.W_dec, dead, budgeted
-    )
+    return Step(x, pre_acts, selection, selected, acts, recon, sae.W_dec, dead, budgeted)

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps.acts import Selection, decode
+from sae_sweeps.acts import decode
+from sae_sweeps.affinities import Affinities
 from sae_sweeps.interfaces import Step
-from sae_sweeps.ranking import topk
 
 
 def residual_loss(step: Step, weight: Float[Tensor, " d_sae"], k_aux: int) -> Float[Tensor, ""]:
@@ -19,20 +19,21 @@ def residual_loss(step: Step, weight: Float[Tensor, " d_sae"], k_aux: int) -> Fl
 
     0, gradients too, where no weight is positive or the residual has no variance, as of one token.
     """
-    latents = weight.nonzero().squeeze(1)
-    if len(latents) == 0:
-        return step.x.new_zeros(())
-    # All within the latents concerned, which are few and whose pre-activations are known.
-    pre_acts = step.pre_acts.of(latents)
-    own = weight[latents]
-    wanted = pre_acts.values * own
-    batch, count = wanted.shape
-    top = topk(wanted, min(k_aux, count))[1].sort(dim=1).values
-    starts = torch.arange(0, batch * count, count, device=top.device)
-    chosen = pre_acts.at(Selection((top + starts[:, None]).flatten())).times(own)
+    pre_acts, own, W_dec = step.pre_acts, weight, step.W_dec
+    if Affinities(pre_acts).listed:
+        # All within the latents concerned, which are few; how many, accelerators are not asked.
+        latents = weight.nonzero().squeeze(1)
+        if len(latents) == 0:
+            return step.x.new_zeros(())
+        pre_acts, own = pre_acts.of(latents), weight[latents]
+        W_dec = W_dec.index_select(0, latents)
+    affinities = Affinities(
+        pre_acts, lambda values, some: (values * own[some]).where(own[some] > 0, -torch.inf)
+    )
+    chosen = pre_acts.at(affinities.largest_of_tokens(min(k_aux, len(own)))).times(own)
     chosen = chosen.relu() if step.budgeted else chosen
     residual = (step.x - step.recon).detach()
-    error = (residual - decode(chosen, step.W_dec.index_select(0, latents))).pow(2).sum()
+    error = (residual - decode(chosen, W_dec)).pow(2).sum()
     variance = (residual - residual.mean(0)).pow(2).sum()
-    defined = variance > 0
+    defined = (variance > 0) & (weight > 0).any()
     return torch.where(defined, error / variance.where(defined, 1.0), 0.0)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_sweeps import gemm
 from sae_sweeps.run import ConfigError, did_you_mean
 from sae_sweeps.target_model.sites import Site, site
 
@@ -120,7 +121,8 @@ class Plain(Passes):
     ) -> Float[Tensor, "rows seq vocabulary"]:
         self._of_thread.visit, self._of_thread.shape = visit, tokens.shape
         try:
-            return self.model(input_ids=tokens, use_cache=False).logits
+            with gemm.faster():
+                return self.model(input_ids=tokens, use_cache=False).logits
         finally:
             self._of_thread.visit = None
 
@@ -168,5 +170,5 @@ class Bridged(Passes):
     def logits(
         self, tokens: Int[Tensor, "rows seq"], visit: Visit | None
     ) -> Float[Tensor, "rows seq vocabulary"]:
-        with self._visiting(visit):
+        with self._visiting(visit), gemm.faster():
             return self.bridge(tokens, return_type="logits")

@@ -39,6 +39,8 @@ class Adam(torch.optim.Adam):
             stored.grad = None if grad is None else turned(parameter, grad).contiguous()
             group["lr"] = lr * group["factor"]
         self.step()
+        # The fused kernel does not tell; whoever still wants something of the old values must know.
+        torch.autograd.graph.increment_version(self.trained)
 
     def moments(self, parameter: nn.Parameter) -> list[Tensor]:
         """What is remembered of a parameter, in its shape."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sae_sweeps import interrupt
+from sae_sweeps import gemm, interrupt
 from sae_sweeps.run import Run
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
@@ -39,6 +39,7 @@ def train_pack(
     config = runs[0].config
     device = pick_device(config["device"])
     torch.set_num_threads(config["threads"])
+    gemm.keep_memory()
     display.stage("loading the target model")
     pool_size = workers(device, config["threads"])
     harvest = open_harvest(runs, device, pool_size)

@@ -8,6 +8,9 @@ from sae_sweeps import options
 from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Resampling, Step
 from sae_sweeps.training.adam import Adam
 
+ROWS = 256
+"""Rows of the decoder that are looked at together."""
+
 
 class Trainer:
     """One SAE, its optimiser and its firing counters.
@@ -117,9 +120,9 @@ def update(sae: Architecture, optimizer: Adam, clip_norm: float, lr: float) -> F
     W_dec = sae.W_dec
     constrained = sae.unit_norm and W_dec.grad is not None
     if constrained and W_dec.grad is not None:
-        # A product of rows with rows as matrices: unlike vecdot it needs no matrix between.
-        along = torch.bmm(W_dec.grad[:, None], W_dec[:, :, None])[:, 0]
-        W_dec.grad.addcmul_(along, W_dec, value=-1)
+        # A few rows at a time, whose products are still in a cache when they are summed.
+        for grads, rows in zip(W_dec.grad.split(ROWS), W_dec.split(ROWS), strict=True):
+            grads.addcmul_(torch.linalg.vecdot(grads, rows)[:, None], rows, value=-1)
     grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.trained, clip_norm)
     optimizer.update(lr)
     if constrained:
