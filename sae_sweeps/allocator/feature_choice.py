@@ -21,10 +21,6 @@ from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Ste
 from sae_sweeps.ranking import classes, within_budgets
 from sae_sweeps.zipf import zipf_budgets
 
-SPREAD = 0.3
-"""How far a batch's smallest kept affinity falls below its average, as a share of it, if one is
-kept; the larger the budget, the less, as of any such statistic."""
-
 
 def feature_choice(
     affinities: Affinities,
@@ -33,15 +29,14 @@ def feature_choice(
 ) -> Selection:
     """Each column's `budgets[latent]` largest entries; on CPUs of equal ones the first.
 
-    They are found faster where the `threshold` tells what most of them exceed. Budgets are on the
+    They are found faster where the `threshold` tells what many of them exceed. Budgets are on the
     CPU: on accelerators all shapes are known there, and nothing waits.
     """
     if not affinities.listed:
         return _by_topk(affinities, budgets, threshold)
     batch, d_sae = affinities.shape
     learnt = torch.full((d_sae,), torch.inf) if threshold is None else threshold.value()
-    guess = learnt * (1 - SPREAD / budgets.clamp(min=1).sqrt())
-    likely = affinities.reaching(guess[:, None], by_latent=True, budgets=budgets)
+    likely = affinities.reaching(learnt[:, None], by_latent=True, budgets=budgets)
     latents = likely.flat % d_sae
     short = torch.bincount(latents, minlength=d_sae) < budgets
     # Those of latents that are short of them are looked for again, with their budget to start from.

@@ -14,7 +14,7 @@ from sae_sweeps.allocator.thresholds import LearntThreshold
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 from sae_sweeps.ranking import largest
 
-GUESS = 0.9
+GUESS = 0.95
 """Share of the threshold that a batch's smallest kept affinity hardly falls below."""
 SPARE, SPARE_PAIRS = (1.2, 2.0), 16
 """How many times the pairs wanted, and how many more, a bound from a sample should let through."""
