@@ -27,6 +27,7 @@ from sae_sweeps.training.trainer import Trainer
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 ALLOCATORS = sorted(path.stem for path in (CONF / "allocator").glob("*.yaml"))
 AUX_LOSSES = sorted(path.stem for path in (CONF / "aux_loss").glob("*.yaml"))
+RESAMPLINGS = sorted(path.stem for path in (CONF / "resampling").glob("*.yaml"))
 D_IN, BATCH = 16, 64
 
 
@@ -72,6 +73,13 @@ def test_no_method_waits(method: str, aux_loss: str, max_listed: float) -> None:
 @pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
 def test_no_allocator_waits(architecture: str, allocator: str, max_listed: float) -> None:
     trainer = trainer_of(max_listed, f"architecture={architecture}", f"allocator={allocator}")
+    for _ in range(2):
+        step(trainer)
+
+
+@pytest.mark.parametrize("resampling", RESAMPLINGS)
+def test_no_resampling_waits(resampling: str) -> None:
+    trainer = trainer_of(0.0, f"resampling={resampling}")
     for _ in range(2):
         step(trainer)
 
