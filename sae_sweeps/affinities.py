@@ -130,12 +130,14 @@ class Affinities:
 
 def merged(parts: list[Listed]) -> Listed:
     """All their pairs, in order."""
-    ordered = torch.cat([part.flat for part in parts]).sort()
-    pre_acts, affinities = (
-        torch.cat(values).index_select(0, ordered.indices)
-        for values in zip(*((part.pre_acts, part.affinities) for part in parts), strict=True)
+    flat, pre_acts, affinities = (
+        torch.cat(fields)
+        for fields in zip(*((p.flat, p.pre_acts, p.affinities) for p in parts), strict=True)
     )
-    return Listed(ordered.values, pre_acts, affinities)
+    if (flat[1:] > flat[:-1]).all():
+        return Listed(flat, pre_acts, affinities)
+    flat, order = flat.sort()
+    return Listed(flat, pre_acts.index_select(0, order), affinities.index_select(0, order))
 
 
 def listed(

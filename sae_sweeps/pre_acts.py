@@ -63,14 +63,19 @@ class PreActs:
         W, bias = self._weights()
         return gemm.product(self.centred, W, bias[None])
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is but one piece: on accelerators, or if it is small or needed anyway."""
+        batch, d_sae = self.shape
+        return self.x.device.type != "cpu" or batch * d_sae <= PIECE or self.max_listed == 0
+
     def pieces(self, by_latent: bool = False) -> Iterator[Piece]:
         """The matrix in pieces, of tokens or latents; a large one is never in memory as a whole.
 
-        Pieces lie latent by latent in memory: so the product is fastest. Accelerators, and whoever
-        needs the matrix anyway, have one piece.
+        Pieces lie latent by latent in memory: so the product is fastest.
         """
         (batch, d_sae), every = self.shape, slice(0, None)
-        if self.x.device.type != "cpu" or batch * d_sae <= PIECE or self.max_listed == 0:
+        if self.whole:
             yield Piece(every, every, self.values)
             return
         W, bias = self._weights()
@@ -130,7 +135,10 @@ class PreActs:
 
     def of_tokens(self, tokens: slice) -> "PreActs":
         """Those of some tokens, numbered anew."""
-        return replace(self, x=self.x[tokens], centred=self.centred[tokens])
+        some = replace(self, x=self.x[tokens], centred=self.centred[tokens])
+        if self.whole:
+            some.__dict__["values"] = self.values[tokens]  # as cached: it is needed anyway
+        return some
 
 
 class _Encode(torch.autograd.Function):

@@ -45,6 +45,8 @@ BASE: dict[str, Any] = {
 }
 SWEEP = BASE | {"d_in": 768, "d_sae": 6144, "method": "token", "chunk_batches": 1, "layers": LAYERS}
 TWELVE: dict[str, Any] = {"methods": ["token", "mutual", "feature"], "ks": [8, 16, 32, 64]}
+REACH = {"methods": ["token", "mutual"], "d_sae": 3072, "tracking": "off"}
+TRAINING = "engine_training"
 ALLOCATED = ["token", "mutual", "feature"]
 PEERS = list(environments.PEERS)
 STEP_CASES: list[tuple[str, int, list[str], dict[str, float]]] = [
@@ -178,11 +180,11 @@ def memory(place: Place) -> list[dict[str, Any]]:
     return rows
 
 
-def profiled(part: str, place: Place, **case: Any) -> Any:
-    """What `engine_profile` finds, in a process of its own."""
+def profiled(part: str, place: Place, program: str = "engine_profile", **case: Any) -> Any:
+    """What `engine_profile`, or another program, finds, in a process of its own."""
     given = json.dumps({**BASE, "home": str(place.working()), "data": place.data("narrow"), **case})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.engine_profile", part, given],
+        [sys.executable, "-m", f"tests.benchmarks.{program}", part, given],
         cwd=ROOT,
         env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -199,7 +201,9 @@ PARTS: dict[str, Callable[[Place], Any]] = {
     "breakdown": lambda place: profiled("breakdown", place, methods=ALLOCATED, tracking="off"),
     "overhead": lambda place: profiled("overhead", place, methods=ALLOCATED, chunk_batches=8),
     "ops": lambda place: profiled("ops", place, methods=ALLOCATED, tracking="off"),
-    "quality": lambda place: profiled("quality", place),
+    "quality": lambda place: profiled("quality", place, TRAINING),
+    "reach": lambda place: profiled("reach", place, TRAINING, **REACH),
+    "bitwise": lambda place: profiled("bitwise", place, TRAINING),
 }
 
 

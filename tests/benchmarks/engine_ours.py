@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def words(case: dict[str, Any]) -> list[str]:
         *("training.tokens=16384000", f"stream.batch_tokens={case['batch']}", "stream.repeat=true"),
         *(f"stream.chunk_tokens={chunk}", "stream.calibration_tokens=2048"),
         *("evaluation.tokens=2048", "evaluation.ce_tokens=0", "checkpoint_minutes=1000"),
+        f"engine={case.get('engine', 'auto')}",
     ]
 
 
@@ -119,18 +121,27 @@ def kept(acts: Tensor, method: str, k: int) -> Tensor:
 
 
 def dense(case: dict[str, Any], gate: Gate) -> None:
-    """The reference: all matrices as such, autograd, Adam as PyTorch has it by default."""
+    """The reference, on saved activations."""
     batches = repeated(saved(case), case["batch"])
     gate.ready()
+    for _ in reference(case, gate.batches(batches), torch.zeros(case["d_in"])):
+        pass
+
+
+def reference(case: dict[str, Any], batches: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
+    """All matrices as such, autograd, Adam as PyTorch has it by default; each step's error.
+
+    `mean` [d_in] is where the decoder's bias starts.
+    """
     draw = torch.Generator().manual_seed(0)
     W_dec = nn.Parameter(torch.randn(case["d_sae"], case["d_in"], generator=draw))
     W_dec.data /= W_dec.data.norm(dim=1, keepdim=True)
     W_enc = nn.Parameter(W_dec.data.T.clone())
-    b_enc, b_dec = (nn.Parameter(torch.zeros(case[name])) for name in ("d_sae", "d_in"))
+    b_enc, b_dec = nn.Parameter(torch.zeros(case["d_sae"])), nn.Parameter(mean)
     adam = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=case["lr"])
-    for x in gate.batches(batches):
+    for x in batches:
         acts = kept(((x - b_dec) @ W_enc + b_enc).relu(), case["method"], case["k"])
-        loss = (acts @ W_dec + b_dec - x).pow(2).sum() / len(x)
+        loss = error = (acts @ W_dec + b_dec - x).pow(2).sum() / len(x)
         if case["method"] == "relu":
             loss = loss + acts.sum() / len(x)
         adam.zero_grad()
@@ -138,6 +149,7 @@ def dense(case: dict[str, Any], gate: Gate) -> None:
         adam.step()
         with torch.no_grad():
             W_dec /= W_dec.norm(dim=1, keepdim=True)
+        yield error.detach()
 
 
 CONTENDERS = {"ours": ours, "dense": dense}

@@ -2,8 +2,7 @@
 
 Prints JSON. `breakdown`: milliseconds by kind of work, each counted once, though products are made
 within the selection, piece by piece; and the whole product alone, as it is fastest; `overhead`:
-what a run does beside mathematics; `ops`: operators and synchronisations of a step; `quality`:
-held-out FVU of the engine forced dense and sparse.
+what a run does beside mathematics; `ops`: operators and synchronisations of a step.
 """
 
 import json
@@ -28,20 +27,14 @@ from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.training import trainer as training
 from sae_sweeps.training.member import Member
 from sae_sweeps.training.trainer import Trainer, squared_error, update
-from tests.benchmarks.engine_ours import METHODS, runs_of, tracking_of
+from tests.benchmarks.engine_ours import runs_of, tracking_of
 from tests.benchmarks.engine_worker import saved
-from tests.small import Quiet, small_run, train
+from tests.small import Quiet
 
 ROUNDS = 7
 WARM_STEPS = 4
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "unique", "_unique2", "masked_select"}
-SEEDS = (0, 1, 2)
 SPARSE_PRODUCTS = ("times", "transposed_times", "products", "per_latent")
-SMALL_RUNS = (
-    *("d_sae=768", "k=32", "stream.batch_tokens=512", "stream.chunk_tokens=8192"),
-    *("stream.calibration_tokens=8192", "training.tokens=102400", "stream.repeat=true"),
-    *("evaluation.tokens=4096", "evaluation.ce_tokens=0"),
-)
 
 
 def member_of(case: Mapping[str, Any], method: str) -> Member:
@@ -198,24 +191,6 @@ def ops(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def quality(case: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
-    """By method and seed, held-out FVU of either engine."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for method, choice in METHODS.items():
-        found[method] = []
-        for seed in SEEDS:
-            row: dict[str, float] = {"seed": seed}
-            for engine in ("dense", "sparse"):
-                words = [*SMALL_RUNS, *choice, "aux_loss=none", f"seed={seed}", f"engine={engine}"]
-                words += ["target_model=activations", f"target_model.path={case['data']}"]
-                (result,) = train(small_run(Path(case["home"]) / engine, *words))
-                if isinstance(result, Exception):
-                    raise result
-                row[engine] = result["metrics"]["fvu"]
-            found[method].append(row)
-    return found
-
-
 def machine(_: dict[str, Any]) -> dict[str, Any]:
     """What computed, in words that name no machine."""
     config = [line.strip(" -") for line in torch.__config__.show().splitlines()]
@@ -232,18 +207,18 @@ def machine(_: dict[str, Any]) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    function.__name__: function for function in (breakdown, overhead, ops, quality, machine)
+    function.__name__: function for function in (breakdown, overhead, ops, machine)
 }
 
 
-def main() -> None:
-    """Measure one part."""
-    answer = os.fdopen(os.dup(1), "w")
+def answer(parts: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+    """Measure the part that the command line names, and print its figures."""
+    printed = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # W&B prints
     torch.set_num_threads(1)
     name, case = sys.argv[1:]
-    json.dump(PARTS[name](json.loads(case)), answer)
+    json.dump(parts[name](json.loads(case)), printed)
 
 
 if __name__ == "__main__":
-    main()
+    answer(PARTS)
