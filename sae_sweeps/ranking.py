@@ -50,9 +50,10 @@ def read(
     values: Float[Tensor, "rows n"], rows: Int[Tensor, "..."], columns: Int[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
     """values[rows, columns], several times as fast."""
-    stored = values if values.is_contiguous() else values.T
-    by_row, by_column = values.stride()
-    return stored.flatten().take(rows * by_row + columns * by_column)
+    by_column = values.T.is_contiguous()
+    stored = values.T if by_column else values
+    outer, inner = (columns, rows) if by_column else (rows, columns)
+    return stored.flatten().take(outer * stored.shape[1] + inner)
 
 
 def group_maxima(values: Float[Tensor, "rows n"], count: int) -> Float[Tensor, "rows groups"]:

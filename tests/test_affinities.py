@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -272,6 +273,21 @@ def same_by_any_way(case: Case, choose: Callable[[], Selection], mask: Tensor) -
     return found  # pyright: ignore
 
 
+def assert_chosen(
+    case: Case, choose: Callable[[], Selection], mask: Tensor, threshold: LearntThreshold | None
+) -> Listed:
+    """The pairs of a mask, and what passes is counted; returned is what is chosen without waiting.
+
+    That has been checked too.
+    """
+    selection, other = choose(), same_by_any_way(case, choose, mask)
+    assert_found(case, selection, mask)
+    assert_passed(case, selection, threshold)
+    assert_read(case, other)
+    assert_passed(case, other, threshold)
+    return other
+
+
 def sorted_values(case: Case, mask: Tensor) -> Tensor:
     return case.values[mask].sort().values
 
@@ -288,15 +304,8 @@ def test_mutual_choice_is_a_stable_sort(
     threshold = thresholds(right, data)
     mask = (row_ranks(case.values.view(1, -1)) < budget).view(shape)
 
-    def choose() -> Selection:
-        return mutual_choice(case.affinities, budget, threshold)
-
-    selection = choose()
-    assert_found(case, selection, mask)
-    assert_passed(case, selection, threshold)
-    other = same_by_any_way(case, choose, mask)
-    assert_read(case, other)
-    assert_passed(case, other, threshold)
+    choose = partial(mutual_choice, case.affinities, budget, threshold)
+    assert_chosen(case, choose, mask, threshold)
 
 
 @pytest.mark.parametrize("others", [0.5, 0.0])
@@ -324,16 +333,9 @@ def test_feature_choice_is_a_stable_sort_of_each_column(
     threshold = thresholds(right, data)
     mask = (row_ranks(case.values.T) < budgets[:, None]).T
 
-    def choose() -> Selection:
-        return feature_choice(case.affinities, budgets, threshold)
-
-    selection = choose()
-    assert_found(case, selection, mask)
-    assert_passed(case, selection, threshold)
-    other = same_by_any_way(case, choose, mask)
+    choose = partial(feature_choice, case.affinities, budgets, threshold)
+    other = assert_chosen(case, choose, mask, threshold)
     assert other.flat.remainder(d_sae).bincount(minlength=d_sae).tolist() == budgets.tolist()
-    assert_read(case, other)
-    assert_passed(case, other, threshold)
 
 
 @given(SHAPES, KINDS, st.data())

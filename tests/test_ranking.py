@@ -64,8 +64,14 @@ def matrix(rows: int, n: int, kind: Kind) -> Tensor:
     return values
 
 
-def laid_out(values: Tensor, by_column: bool) -> Tensor:
-    return values.T.contiguous().T if by_column else values
+LAYOUTS = ["by row", "by column", "with gaps"]
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """The same values, as a matrix, the transpose of one, or every second row of one."""
+    if layout == "with gaps":
+        return values.repeat_interleave(2, dim=0)[::2]
+    return values.T.contiguous().T if layout == "by column" else values
 
 
 def ranks(values: Tensor) -> list[int]:
@@ -82,12 +88,12 @@ def counts(n: int) -> st.SearchStrategy[int]:
 # ---------------------------------------------------------------- groups
 
 
-@given(st.integers(1, 5), SIZES, KINDS, st.booleans(), st.data())
+@given(st.integers(1, 5), SIZES, KINDS, st.sampled_from(LAYOUTS), st.data())
 def test_groups_are_as_large_as_leaves_enough_of_them(
-    rows: int, n: int, kind: Kind, by_column: bool, data: st.DataObject
+    rows: int, n: int, kind: Kind, layout: str, data: st.DataObject
 ) -> None:
     count, values = data.draw(counts(n)), matrix(rows, n, kind)
-    maxima = group_maxima(laid_out(values, by_column), count)
+    maxima = group_maxima(laid_out(values, layout), count)
     sizes = [s for s in (16, 8, 4, 2) if n % s == 0 and n // s >= SPREAD * count]
     size = max(sizes, default=1)
     assert size <= GROUP and maxima.shape == (rows, n // size) and maxima.dtype == values.dtype
@@ -138,9 +144,9 @@ def bounds_for(values: Tensor, one: bool, data: st.DataObject) -> Tensor:
     return torch.tensor(bounds, dtype=values.dtype)[:, None]
 
 
-@given(st.integers(1, 5), SIZES, KINDS, st.booleans(), st.booleans(), st.data())
+@given(st.integers(1, 5), SIZES, KINDS, st.sampled_from(LAYOUTS), st.booleans(), st.data())
 def test_what_reaches_a_bound_is_found_once(
-    rows: int, n: int, kind: Kind, by_column: bool, one: bool, data: st.DataObject
+    rows: int, n: int, kind: Kind, layout: str, one: bool, data: st.DataObject
 ) -> None:
     count, values = data.draw(counts(n)), matrix(rows, n, kind)
     bounds = bounds_for(values, one, data)
@@ -150,7 +156,7 @@ def test_what_reaches_a_bound_is_found_once(
         seen.append(maxima)
         return bounds
 
-    found_rows, columns = reaching(laid_out(values, by_column), of, count)
+    found_rows, columns = reaching(laid_out(values, layout), of, count)
     wanted: list[tuple[int, int]] = []
     for row in range(rows):
         for column in range(n):
@@ -160,10 +166,10 @@ def test_what_reaches_a_bound_is_found_once(
     assert len(seen) == 1 and torch.equal(seen[0], group_maxima(values, count))
 
 
-@pytest.mark.parametrize("by_column", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("hit", [0, 1, 15, 16, 17, 63, 64])
 def test_groups_are_looked_into_or_everything_where_many_reach_their_bound(
-    hit: int, by_column: bool, monkeypatch: pytest.MonkeyPatch
+    hit: int, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups, size = 64, 4
     values = torch.zeros(2, size * groups)
@@ -178,21 +184,21 @@ def test_groups_are_looked_into_or_everything_where_many_reach_their_bound(
     monkeypatch.setattr(ranking, "read", counted)
     monkeypatch.setattr(ranking, "GROUP", size)
     bound = torch.ones(1, 1)
-    rows, columns = reaching(laid_out(values, by_column), lambda _: bound, 1)
+    rows, columns = reaching(laid_out(values, layout), lambda _: bound, 1)
     found = sorted(zip(rows.tolist(), columns.tolist(), strict=True))
     assert [list(pair) for pair in found] == values.nonzero().tolist()
     assert looked == ([] if hit > DENSE * 2 * groups else [hit * size])
 
 
-@given(st.integers(1, 5), SIZES, KINDS, st.booleans(), st.data())
+@given(st.integers(1, 5), SIZES, KINDS, st.sampled_from(LAYOUTS), st.data())
 def test_reading_is_indexing(
-    rows: int, n: int, kind: Kind, by_column: bool, data: st.DataObject
+    rows: int, n: int, kind: Kind, layout: str, data: st.DataObject
 ) -> None:
     values, generator = matrix(rows, n, kind), torch.Generator().manual_seed(kind.seed)
     shape = data.draw(st.sampled_from([(0,), (1,), (40,), (7, 3), (0, 4)]))
     first = torch.randint(rows, shape, generator=generator)
     second = torch.randint(n, shape, generator=generator)
-    found = read(laid_out(values, by_column), first, second)
+    found = read(laid_out(values, layout), first, second)
     assert torch.equal(found, values[first, second])
     assert torch.equal(found.signbit(), values[first, second].signbit())
 
@@ -253,15 +259,15 @@ def test_of_equal_entries_the_first_are_taken() -> None:
         assert kept.nonzero()[:, 0].tolist() == places
 
 
-@given(st.integers(1, 4), SIZES, KINDS, st.booleans(), st.data())
+@given(st.integers(1, 4), SIZES, KINDS, st.sampled_from(LAYOUTS), st.data())
 def test_bounds_lists_and_budgets_together_are_a_stable_sort_of_each_row(
-    rows: int, n: int, kind: Kind, by_column: bool, data: st.DataObject
+    rows: int, n: int, kind: Kind, layout: str, data: st.DataObject
 ) -> None:
     most = data.draw(st.integers(1, n) | st.integers(1, max(1, n // SPREAD // 2)))
     budgets = torch.tensor(data.draw(st.lists(st.integers(1, most), min_size=rows, max_size=rows)))
     values = matrix(rows, n, kind)
     found_rows, columns = reaching(
-        laid_out(values, by_column), lambda maxima: lower_bounds(maxima, budgets, most), most
+        laid_out(values, layout), lambda maxima: lower_bounds(maxima, budgets, most), most
     )
     flat = (found_rows * n + columns).sort().values
     kept = within_budgets(flat // n, values.flatten()[flat], budgets)
