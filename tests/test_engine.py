@@ -1,6 +1,7 @@
 """Sparse and dense products: one result, whatever runs inside, alone, packed and resumed."""
 
 import copy
+import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -272,17 +273,39 @@ def test_steps_are_the_same_bit_for_bit_alone_and_packed(
             assert tensor.equal(theirs[name]), f"{run.label}: {name}"
 
 
+def paths_logged(run: Run) -> list[float]:
+    """Whether products were sparse, at each step logged."""
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["perf/sparse"] for line in lines]
+
+
+def test_a_run_logs_which_path_its_steps_took(tmp_path: Path) -> None:
+    # A penalty starts with half of all latents active, a budget has k of them from the beginning.
+    also = [BUDGETS, "training.tokens=51200", "training.log_every_tokens=512", "k=2"]
+    relu, topk = (
+        small_run(tmp_path, f"method={method}", *also, "evaluation.ce_tokens=0")
+        for method in ("relu", "topk")
+    )
+    train(relu, topk)
+    assert set(paths_logged(topk)) == {1.0}
+    paths = paths_logged(relu)
+    assert paths[0] == 0.0 and paths[-1] == 1.0 and paths == sorted(paths)
+
+
 @pytest.mark.slow
 def test_the_engines_reconstruct_equally_well(tmp_path: Path) -> None:
     also = ["training.tokens=51200", BUDGETS, "evaluation.ce_tokens=0"]
     engines = ("dense", "sparse")
     runs = [runs_of_all_methods(tmp_path / e, f"engine={e}", *also) for e in engines]
     outcomes = train(*runs[0], *runs[1])
+    by_method = [dict(zip(METHODS, some, strict=True)) for some in runs]
     for method, dense, sparse in zip(
         METHODS, outcomes[: len(METHODS)], outcomes[len(METHODS) :], strict=True
     ):
         assert isinstance(dense, dict) and isinstance(sparse, dict), (method, dense, sparse)
         assert (dense["cost"]["sparse_up_to"], sparse["cost"]["sparse_up_to"]) == (0.0, 1.0)
+        paths = [set(paths_logged(run)) for run in (named[method] for named in by_method)]
+        assert paths == [{0.0}, {1.0}], method
         one, other = (outcome["metrics"]["fvu"] for outcome in (dense, sparse))
         assert 0 < one < 1 and other == pytest.approx(one, rel=5e-3), method
 

@@ -142,6 +142,7 @@ def figures(
         "train/grad_norm": grad_norm,
         "train/lr": torch.tensor(lr),
         "features/dead_frac": dead.float().mean(),
+        "perf/sparse": torch.tensor(float(step.acts.pairs is not None)),
     }
 
 
