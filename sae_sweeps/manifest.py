@@ -59,6 +59,10 @@ class Launch:
     """Folders where its process found modules, a user's own among them."""
     cwd: str
     """The folder it was typed in, which relative paths of its options begin at."""
+    git: dict[str, str]
+    """`commit` and `diff` of the code it ran; empty where it lay in no repository."""
+    packages: dict[str, str]
+    """Versions of Python and of the packages that rule results."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def read(folder: Path) -> Manifest:
 def _launch(found: Mapping[str, Any]) -> Launch:
     packs = [Pack(pack["name"], pack["runs"], pack["job"]) for pack in found["packs"]]
     words = found["command"], found["time"], found["host"], found["pid"], found["launcher"]
-    return Launch(*words, packs, found.get("search_path", []), found.get("cwd", "."))
+    where = found.get("search_path", []), found.get("cwd", ".")
+    return Launch(*words, packs, *where, found.get("git") or {}, found.get("packages", {}))
 
 
 def next_launch(folder: Path) -> int:

@@ -18,6 +18,9 @@ RARE = ("1e-4", "1e-5", "1e-6")
 HISTOGRAM_EDGES = tuple(-6 + 0.25 * step for step in range(25))
 """log10 density, from 1e-6 to 1"""
 
+L0_BINS = 40
+"""bins of tokens by their L0, at most"""
+
 MIN_ABLATION_COST = 0.1
 """nats; where removing the activation costs less, "recovered" would divide by noise"""
 
@@ -143,6 +146,14 @@ def density_histogram(measured: Measured) -> dict[str, list[float]]:
     bins = torch.bucketize(density.log10(), edges, right=True) - 1
     counts = torch.bincount(bins.clamp(0, len(edges) - 2), minlength=len(edges) - 1)
     return {"log10_edges": list(HISTOGRAM_EDGES), "counts": counts.tolist()}
+
+
+def l0_histogram(measured: Measured) -> dict[str, list[int]]:
+    """Tokens by their active latents: `counts[i]` have from `edges[i]` to below `edges[i + 1]`."""
+    l0 = measured.l0.long()
+    width = int(l0.max()) // L0_BINS + 1
+    counts = torch.bincount(l0 // width, minlength=1)
+    return {"edges": [width * i for i in range(len(counts) + 1)], "counts": counts.tolist()}
 
 
 def ce_recovered(clean: float, spliced: float, ablated: float) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 """Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
 
 

@@ -523,6 +523,8 @@ def test_batch_free_figures_against_numpy(method: str) -> None:
     assert found.free["dead_frac"] == pytest.approx(((C > 0).sum(0) == 0).mean())
     assert found.free["mse"] == pytest.approx((((X - R) / stream.scale) ** 2).mean(), rel=1e-4)
     assert sum(found.density_histogram["counts"]) == D_SAE
+    by_l0 = found.l0_histogram
+    assert np.histogram((C > 0).sum(1), by_l0["edges"])[0].tolist() == by_l0["counts"]
     assert np.mean([row["l0"] for row in found.fvu_by_l0_decile]) == pytest.approx(found.free["l0"])
     assert 0 < found.batch["l0"] < D_SAE
     json.dumps(as_result(found, GIVEN, has_loss=True), allow_nan=False)

@@ -1,6 +1,7 @@
 """Metrics against naive numpy versions, and the mistakes that other code bases make."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -194,6 +195,21 @@ def test_histogram_takes_in_every_density_a_run_can_have() -> None:
         counts = metrics.density_histogram(latents_alone(tokens, fired))["counts"]
         assert sum(counts) == len(fired)
         assert counts[0] >= 1 and counts[-1] >= 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5) | st.integers(0, 3000), min_size=1, max_size=50))
+def test_tokens_are_counted_by_their_l0(l0s: list[int]) -> None:
+    tokens = torch.tensor(l0s, dtype=torch.float32)
+    same = Products(tokens, tokens, tokens)
+    found = metrics.l0_histogram(Measured(tokens, tokens, same, same, torch.zeros(3).long()))
+    edges, counts = found["edges"], found["counts"]
+    bins = list(pairwise(edges))
+    assert counts == [sum(low <= l0 < high for l0 in l0s) for low, high in bins]
+    assert sum(counts) == len(l0s) and len(counts) <= metrics.L0_BINS
+    widths = {high - low for low, high in bins}
+    assert len(widths) == 1 and edges[0] == 0 and edges[-1] > max(l0s)
+    assert widths == {1} or max(l0s) >= metrics.L0_BINS
 
 
 def test_ce_recovered() -> None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
@@ -23,8 +24,8 @@ from safetensors.numpy import save_file
 from sae_sweeps import matching
 from sae_sweeps.pareto import curves, similarity
 from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
-from sae_sweeps.pareto.points import Point, by_curve, read, settings
-from sae_sweeps.pareto.report import report
+from sae_sweeps.pareto.points import Point, Setting, by_curve, read, settings
+from sae_sweeps.pareto.report import WRITTEN, report
 from sae_sweeps.run import Run
 from sae_sweeps.run import label as name_of
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
@@ -227,13 +228,51 @@ def test_interpolation_is_linear_in_log_l0_between_means_over_seeds() -> None:
     assert fvu_at_l0([], 4.0) is None
 
 
+def on_dial(ends: Mapping[float, float]) -> list[Setting]:
+    """A curve by its L0s, and the dial's value of each; FVU is 1 / L0."""
+    return settings([replace(point(l0, 1 / l0), k=float(k)) for l0, k in ends.items()])
+
+
 def test_equal_l0_is_compared_where_most_curves_reach() -> None:
-    reach = {"a": (4.0, 32.0), "b": (4.0, 32.0), "c": (16.0, 64.0)}
-    points = {curve: settings([point(l0, 1 / l0) for l0 in ends]) for curve, ends in reach.items()}
-    l0s, fvus = matched(points, [2.0, 4.0, 16.0, 32.0, 64.0])
-    assert l0s == [4.0, 16.0, 32.0]
-    assert fvus["c"][0] is None and fvus["c"][1] == 1 / 16
-    assert matched({"a": points["a"]}, [4.0]) == ([], {"a": []})
+    few = {"a": on_dial({4.0: 4, 32.0: 32}), "b": on_dial({3.9: 4, 32.5: 32})}
+    apart = few | {"c": on_dial({33.0: 64, 64.0: 64})}  # no L0 is reached by all
+    l0s, fvus = matched(apart)
+    assert l0s == [4.0, 32.0]
+    assert fvus["a"] == [1 / 4, 1 / 32] and fvus["c"] == [None, None]
+    assert matched({"a": few["a"]}) == ([], {"a": []})
+    assert matched({}) == ([], {})
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(0.5, 500).map(lambda l0: round(l0, 3)), min_size=1, max_size=5),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_equal_l0s_are_the_dials_and_the_limits_of_what_all_reach(
+    curves: list[list[float]],
+) -> None:
+    dial = [1.0, 4.0, 16.0, 64.0, 256.0]
+    found = {
+        str(i): on_dial({l0: dial[j] for j, l0 in enumerate(sorted(set(l0s)))})
+        for i, l0s in enumerate(curves)
+    }
+    several = [sorted(set(l0s)) for l0s in curves if len(set(l0s)) > 1]
+    asked = {s.k for settings in found.values() for s in settings}
+    l0s, fvus = matched(found)
+    low = max((l0s[0] for l0s in several), default=0.0)
+    high = min((l0s[-1] for l0s in several), default=0.0)
+    if several and high > 1.02 * low and len(several) == len(curves):
+        assert all(value is not None for row in fvus.values() for value in row)
+        assert {k for k in asked if 1.01 * low < k < high / 1.01} <= set(l0s)
+        assert low <= l0s[0] <= 1.01 * low and high / 1.01 <= l0s[-1] <= high
+        assert all(float(f"{l0:.3g}") == l0 for l0 in (l0s[0], l0s[-1]))
+    elif high < low:
+        assert set(l0s) <= asked
+    enough = max(2, len(curves) // 2 + 1)
+    for place in range(len(l0s)):
+        assert sum(row[place] is not None for row in fvus.values()) >= enough
 
 
 def names(*configs: Mapping[str, Any], label: str = "relu") -> list[str]:
@@ -326,7 +365,7 @@ def test_the_report_of_a_sweep(tmp_path: Path) -> None:
     assert "failed: bad-1: loss became nan at 4,096 tokens" in text
     assert "without a result so far: 1 runs" in text
     assert "token_choice + aux_k" in text and "Frontier of L0 and FVU" in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pareto.csv", "pareto.png", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*sorted(WRITTEN), "runs"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])

@@ -21,12 +21,29 @@ def names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Name each run's curve, given its label and config: `gated`, or `gated, d_sae=2048`."""
     options = [dict(_flat(config)) for _, config in runs]
     found = [label for label, _ in runs]
-    for label in set(found):
-        members = [index for index, (own, _) in enumerate(runs) if own == label]
-        parting = _parting([options[index] for index in members])
+    for members, parting in _by_label(found, options):
         for index in members:
-            found[index] = ", ".join([label, *_describe(options[index], parting)])
+            found[index] = ", ".join([found[index], *_describe(options[index], parting)])
     return found
+
+
+def parting(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """Give the options that part runs of one label, by dotted path, and every run's value."""
+    options = [dict(_flat(config)) for _, config in runs]
+    keys = dict.fromkeys(
+        key for _, keys in _by_label([label for label, _ in runs], options) for key in keys
+    )
+    return {key: [_text(own, key) for own in options] for key in keys}
+
+
+def _by_label(
+    labels: Sequence[str], options: Sequence[Options]
+) -> list[tuple[list[int], list[str]]]:
+    """Of each label its runs, by their index, and what parts them."""
+    found: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        found.setdefault(label, []).append(index)
+    return [(members, _parting([options[i] for i in members])) for members in found.values()]
 
 
 def setting(config: Mapping[str, Any]) -> str:
@@ -74,8 +91,14 @@ def _describe(options: Options, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         short = key.rpartition(".")[2]
         alone = sum(other.rpartition(".")[2] == short for other in keys) == 1
-        value = options.get(key, ABSENT).strip('"')
+        value = _text(options, key)
         yield f"{short if alone else key}={value}"
+
+
+def _text(options: Options, key: str) -> str:
+    """An option's value as a user writes it."""
+    value = options.get(key, ABSENT)
+    return json.loads(value) if value.startswith('"') else value
 
 
 def _flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

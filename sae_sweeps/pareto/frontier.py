@@ -1,7 +1,7 @@
 """Frontiers of sparsity against quality, and curves compared at matched L0."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from operator import itemgetter
 from statistics import fmean
@@ -63,16 +63,37 @@ def fvu_at_l0(points: Sequence[Point], l0: float) -> float | None:
 
 
 def matched(
-    curves: Mapping[str, Sequence[Setting]], l0s: Sequence[float]
+    curves: Mapping[str, Sequence[Setting]],
 ) -> tuple[list[float], dict[str, list[float | None]]]:
-    """Compare FVU at equal L0s, at those that most of the curves reach (and at least two)."""
+    """Compare FVU at equal L0s, at those that most of the curves reach (and at least two).
+
+    These are the dial's values; those beyond what all curves reach are replaced by the limits.
+    """
     vertices = {curve: _vertices(found) for curve, found in curves.items()}
+    l0s = _common_l0s(vertices.values(), {s.k for found in curves.values() for s in found})
     reached = {l0: [_at(places, l0) for places in vertices.values()] for l0 in l0s}
     enough = max(2, len(curves) // 2 + 1)
     kept = [l0 for l0 in l0s if sum(value is not None for value in reached[l0]) >= enough]
     return kept, {
         curve: [reached[l0][index] for l0 in kept] for index, curve in enumerate(vertices)
     }
+
+
+def _common_l0s(curves: Iterable[list[tuple[float, float]]], dial: set[float]) -> list[float]:
+    ends = [(places[0][0], places[-1][0]) for places in curves if len(places) > 1]
+    if not ends:
+        return sorted(dial)
+    # Rounded inwards: what a curve reached, it still does.
+    low = _to_three_digits(max(first for first, _ in ends), math.ceil)
+    high = _to_three_digits(min(last for _, last in ends), math.floor)
+    if low >= high:
+        return sorted(dial)
+    return sorted({low, *(k for k in dial if low < k < high), high})
+
+
+def _to_three_digits(value: float, way: Callable[[float], int]) -> float:
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{way(float(f'{value / unit:.12g}')) * unit:.3g}")
 
 
 def _vertices(found: Sequence[Setting]) -> list[tuple[float, float]]:

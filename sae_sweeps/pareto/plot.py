@@ -1,7 +1,6 @@
 """Draws a sweep: L0 against FVU, CE recovered and the fraction of dead latents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from sae_sweeps.pareto.frontier import frontier
-from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, settings
+from sae_sweeps.pareto.panels import PANELS, Panel
+from sae_sweeps.pareto.points import Results, Setting, by_curve
+from sae_sweeps.pareto.words import subtitle
 
 WIDTH, HEIGHT, DPI = 10.0, 3.3, 150
 """Inches for one row of names below the panels, and dots per inch."""
@@ -24,30 +25,6 @@ MOST_NAMES = 20
 """Curves that the legend names; the CSV has all."""
 
 Style = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One measure over L0."""
-
-    measure: str
-    title: str
-    better: str
-    scale: float = 1.0
-    ranked: bool = True
-    """Whether a frontier makes sense: few dead latents are no achievement at low L0."""
-    floor: float | None = None
-    """What the axis always shows."""
-    sane: tuple[float, float] = (-1e9, 1e9)
-    """Values outside, of runs that diverged, may not squeeze the others."""
-
-
-PANELS = (
-    Panel("fvu", "FVU", "lower", sane=(-1e9, 1.2)),
-    Panel("ce_recovered", "CE recovered", "higher", sane=(0.0, 1e9)),
-    Panel("true_recovered_frac", "true features recovered, %", "higher", scale=100.0),
-    Panel("dead_frac", "dead latents, %", "lower", scale=100.0, ranked=False, floor=0.0),
-)
 
 
 def draw(results: Results, path: Path) -> None:
@@ -66,7 +43,7 @@ def draw(results: Results, path: Path) -> None:
     figure.subplots_adjust(0.052, bottom, 0.988, top, wspace=0.19)
     head = 1 - 0.11 / height
     figure.text(0.012, head, results.sweep, size=12, weight="bold", color=INK, va="top")
-    figure.text(0.988, head, _subtitle(points), size=8.5, color=FAINT, ha="right", va="top")
+    figure.text(0.988, head, subtitle(points), size=8.5, color=FAINT, ha="right", va="top")
     figure.savefig(path)
 
 
@@ -145,7 +122,7 @@ def _scale_measure(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
     kept = [value for value in values if low <= value <= high] or list(values) or [0.0, 1.0]
     bottom, top = min(kept), max(kept)
     bottom = bottom if panel.floor is None else min(bottom, panel.floor)
-    if panel.measure == "fvu" and bottom > 0 and top / bottom > 2.5:
+    if panel.logarithmic and bottom > 0 and top / bottom > 2.5:
         axes.set_yscale("log")
         axes.set_ylim(bottom / 1.12, top * 1.12)
         subs = (1, 1.5, 2, 3, 5, 7) if top / bottom < 20 else (1, 3)
@@ -184,27 +161,3 @@ def _legend(figure: Figure, styles: Mapping[str, Style]) -> int:
             return rows
         legend.remove()
     return 1
-
-
-def _subtitle(points: Sequence[Point]) -> str:
-    """Say what was trained on what, as far as it is the same for all runs."""
-    models = {_model(point) for point in points}
-    widths = {f"d_sae {point.d_sae:,}" for point in points}
-    tokens = {f"{_short(point.tokens)} tokens" for point in points}
-    parts = [next(iter(known)) for known in (models, widths, tokens) if len(known) == 1]
-    seeds = max(len(setting.points) for setting in settings(points))
-    runs = f"{len(points)} run" + "s" * (len(points) > 1)
-    return "  ·  ".join([*parts, runs, *(["bars: range over seeds"] if seeds > 1 else [])])
-
-
-def _model(point: Point) -> str:
-    node = point.result["config"].get("target_model", {})
-    names = [str(node[key]) for key in ("model", "hook", "path") if key in node]
-    return " @ ".join(names) or point.result["choices"].get("target_model", "")
-
-
-def _short(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -120,6 +120,16 @@ def by_curve(points: Sequence[Point]) -> dict[str, list[Setting]]:
     for setting in settings(points):
         gathered.setdefault(setting.curve, []).append(setting)
     return gathered
+
+
+def together(several: Sequence[Results]) -> list[Results]:
+    """The same results, their curves named by what parts the runs of all of them."""
+    points = [point for results in several for point in results.points]
+    names = iter(curves.names([(point.label, point.result["config"]) for point in points]))
+    return [
+        replace(results, points=[replace(point, curve=next(names)) for point in results.points])
+        for results in several
+    ]
 
 
 def _version_1(result: Mapping[str, Any]) -> dict[str, Any]:

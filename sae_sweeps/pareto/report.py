@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from rich.text import Text
 
 from sae_sweeps import files
 from sae_sweeps.pareto import similarity, table
-from sae_sweeps.pareto.frontier import frontier
-from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, read, settings
+from sae_sweeps.pareto.points import Point, Results, by_curve, read
+from sae_sweeps.pareto.rows import rows
+from sae_sweeps.run import ConfigError
 from sae_sweeps.tracking.interface import Summary, Tracking
 from sae_sweeps.tracking.off import Off
 
 LOG_WIDTH = 140
 """Columns where there is no terminal to ask, as in a job's log."""
+WRITTEN = ("report.html", "pareto.csv", "pareto.png")
 MEASURES = ("fvu", "ce_recovered", "dead_frac")
 """What is drawn over L0."""
 
@@ -25,7 +28,7 @@ MEASURES = ("fvu", "ce_recovered", "dead_frac")
 def report(
     folder: Path, tracking: Tracking | None = None, console: Console | None = None
 ) -> Results:
-    """Print a sweep's results, write `pareto.csv` and `pareto.png`, mirror them in the tracker.
+    """Print a sweep's results, write `report.html`, `pareto.csv` and `pareto.png`, and mirror.
 
     Runs that differ in seeds only have their decoders compared, which may take minutes the first
     time. A sweep without a single result writes nothing. Repeating a report renews it.
@@ -36,59 +39,45 @@ def report(
         results = similarity.with_similarity(read(folder), folder)
     table.show(results, console)
     if results.points:
-        from sae_sweeps.pareto import plot  # matplotlib takes a second to load
+        from sae_sweeps.pareto import page, plot  # matplotlib takes a second to load
 
-        rows = _rows(results.points)
-        files.write_text(folder / "pareto.csv", _csv(rows))
+        found = rows(results.points)
+        files.write_text(folder / "pareto.csv", _csv(found))
         with files.replacing(folder / "pareto.png") as path:
             plot.draw(results, path)
+        page.write(folder / "report.html", [(folder, results)])
         (tracking or Off()).summarise(
-            Summary(results.sweep, folder, rows, _charts(results.points), folder / "pareto.png")
+            Summary(results.sweep, folder, found, _charts(results.points), folder / "pareto.png")
         )
         shown = os.path.relpath(folder)
-        line = Text(f"Written: {shown}/pareto.csv, {shown}/pareto.png")
-        console.print(line, soft_wrap=True)
+        files_written = ", ".join(f"{shown}/{name}" for name in WRITTEN)
+        console.print(Text(f"Written: {files_written}"), soft_wrap=True)
     return results
+
+
+def report_side_by_side(
+    folders: Sequence[Path], path: Path, console: Console | None = None
+) -> None:
+    """Write one page of several sweeps.
+
+    Raises:
+        ConfigError: if none of them has a result.
+    """
+    from sae_sweeps.pareto import page
+
+    console = console or _console()
+    with console.status("comparing decoders between seeds"):
+        found = [(f, similarity.with_similarity(read(f), f)) for f in folders]
+    if not any(results.points for _, results in found):
+        names = ", ".join(str(folder) for folder in folders)
+        raise ConfigError(f"{names}: no result so far, so there is nothing to compare.")
+    page.write(path, found)
+    console.print(Text(f"Written: {os.path.relpath(path)}"), soft_wrap=True)
 
 
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=LOG_WIDTH)
-
-
-def _rows(points: list[Point]) -> list[dict[str, Any]]:
-    """Give one row per run, with every scalar of its result."""
-    found = settings(points)
-    best = _runs_on_frontier(found)
-    best_of_curve = {run for curve in by_curve(points).values() for run in _runs_on_frontier(curve)}
-    return [
-        {
-            "run": point.run,
-            "label": point.label,
-            "curve": point.curve,
-            **{
-                group: name
-                for group, name in point.result["choices"].items()
-                if group != "tracking"
-            },
-            "k": point.k,
-            "d_sae": point.d_sae,
-            "seed": point.seed,
-            "tokens": point.tokens,
-            "frontier": int(point.run in best),
-            "curve_frontier": int(point.run in best_of_curve),
-            **point.metrics,
-            **{f"evaluation_{k}": v for k, v in point.result.get("evaluation", {}).items()},
-            **{f"cost_{k}": v for k, v in point.result.get("cost", {}).items()},
-        }
-        for setting in found
-        for point in setting.points
-    ]
-
-
-def _runs_on_frontier(found: list[Setting]) -> set[str]:
-    """Name the runs whose setting, averaged over seeds, is on the frontier of L0 and FVU."""
-    return {point.run for setting in frontier(found) for point in setting.points}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

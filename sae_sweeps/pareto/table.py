@@ -1,7 +1,7 @@
 """Shows a sweep's results in the terminal."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -9,15 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweeps.pareto.frontier import by_source, frontier, matched
-from sae_sweeps.pareto.points import Point, Results, Setting, by_curve, settings
+from sae_sweeps.pareto.points import Results, Setting, by_curve, settings
 from sae_sweeps.pareto.similarity import MOST_LATENTS, too_wide
+from sae_sweeps.pareto.words import MOST_NAMES, amounts, missed_line, off_dial
 
 MOST_ROWS = 100
 """A longer table shows the frontier only."""
 MOST_FAILURES = 10
-MOST_NAMES = 6
-OFF_DIAL = 0.1
-"""Share by which an L0 may miss its `k` unremarked."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,12 @@ def show(results: Results, console: Console) -> None:
         widths = [console.measure(table, options=unlimited).maximum for table in tables]
         fitting = [table for table, width in zip(tables, widths, strict=True) if width <= room]
         console.print((fitting or tables[-1:])[0])
-        l0s, fvus = matched(curves, sorted({point.k for point in results.points}))
+        l0s, fvus = matched(curves)
         if l0s:
             console.print(_matched(l0s, fvus, len(by_source(settings(results.points))) == 1))
         console.print(Text(_frontier_line(settings(results.points))))
         if missed := off_dial(settings(results.points)):
-            console.print(Text(_missed_line(missed), style="yellow"))
+            console.print(Text(missed_line(missed), style="yellow"))
         if wide := too_wide(results):
             line = f"seed similarity: none above {MOST_LATENTS:,} latents ({wide} settings)"
             console.print(Text(line))
@@ -139,10 +137,10 @@ def _cell(setting: Setting, column: Column, detail: int) -> str:
 
 def _caption(found: Sequence[Setting], columns: Sequence[Column], detail: int) -> str:
     points = [point for setting in found for point in setting.points]
-    held_out = _amounts(point.result.get("evaluation", {}).get("tokens") for point in points)
+    held_out = amounts(point.result.get("evaluation", {}).get("tokens") for point in points)
     lines = [f"dead %: latents without one firing in {held_out} held-out tokens"]
     if detail >= 1:
-        window = _amounts(point.metrics.get("train_dead_window_tokens") for point in points)
+        window = amounts(point.metrics.get("train_dead_window_tokens") for point in points)
         lines.append(f"train dead %: without one in the last {window} tokens of training")
     lines += [f"{column.heading}: {column.note}" for column in columns if column.note]
     lines.append("★: on the frontier of L0 and FVU")
@@ -151,12 +149,6 @@ def _caption(found: Sequence[Setting], columns: Sequence[Column], detail: int) -
     if len(found) > MOST_ROWS:
         lines.append(f"of {len(found)} settings, those on the frontier; pareto.csv has all runs")
     return "\n".join(lines)
-
-
-def _amounts(values: Iterable[float | int | None]) -> str:
-    known = sorted({value for value in values if value is not None})
-    shown = known if len(known) < 3 else [known[0], known[-1]]
-    return " to ".join(f"{value:,.0f}" for value in shown) or "an unknown number of"
 
 
 def _matched(
@@ -187,29 +179,6 @@ def _frontier_line(found: Sequence[Setting]) -> str:
     several = len(by_source(found)) > 1
     what = "Frontiers of L0 and FVU, one for each target" if several else "Frontier of L0 and FVU"
     return f"{what}: {total} of {len(found)} settings ({'; '.join(names)})"
-
-
-def off_dial(found: Sequence[Setting]) -> list[Setting]:
-    """Settings whose mean L0 is far from `k`, although no fixed coefficient was asked for."""
-    far = [
-        setting for setting in found if abs((setting.mean("l0") or 0) / setting.k - 1) > OFF_DIAL
-    ]
-    return [setting for setting in far if not any(_is_fixed(point) for point in setting.points)]
-
-
-def _is_fixed(point: Point) -> bool:
-    options = point.result["config"].get("architecture", {})
-    return any(
-        name.endswith("_coef") and isinstance(value, int | float) and value != 0
-        for name, value in options.items()
-    )
-
-
-def _missed_line(missed: Sequence[Setting]) -> str:
-    names = [f"{s.curve}, k {s.k:g}: {s.mean('l0'):.3g}" for s in missed[:MOST_NAMES]]
-    names += ["..."] if len(missed) > MOST_NAMES else []
-    text = f"L0 misses k by more than {OFF_DIAL:.0%} ({'; '.join(names)})"
-    return f"{text}: compare by L0, not by k; longer training brings them nearer"
 
 
 def _show_missing(results: Results, console: Console) -> None:

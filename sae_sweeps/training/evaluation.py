@@ -24,6 +24,7 @@ class Evaluation:
     batch: dict[str, float]
     """allocation over batches of `stream.batch_tokens`, as in training"""
     density_histogram: dict[str, list[float]]
+    l0_histogram: dict[str, list[int]]
     fvu_by_l0_decile: list[dict[str, float]]
 
 
@@ -38,8 +39,13 @@ def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Ev
     free = free | known_truth(sae, stream.target)
     if stream.target.has_loss and given.ce_tokens:
         free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
-    histogram = metrics.density_histogram(measured)
-    return Evaluation(free, batch, histogram, metrics.fvu_by_l0_decile(measured))
+    return Evaluation(
+        free,
+        batch,
+        metrics.density_histogram(measured),
+        metrics.l0_histogram(measured),
+        metrics.fvu_by_l0_decile(measured),
+    )
 
 
 @torch.no_grad()
@@ -117,5 +123,6 @@ def as_result(evaluation: Evaluation, given: options.Evaluation, has_loss: bool)
             "metrics_version": METRICS_VERSION,
         },
         "density_histogram": evaluation.density_histogram,
+        "l0_histogram": evaluation.l0_histogram,
         "fvu_by_l0_decile": evaluation.fvu_by_l0_decile,
     }

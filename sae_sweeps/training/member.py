@@ -23,6 +23,7 @@ from sae_sweeps.run import ConfigError, Run, digest, identity, one_line
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results, snapshot
+from sae_sweeps.training.clock import Clock
 from sae_sweeps.training.display import Display
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
@@ -119,7 +120,8 @@ class Member:
         self.log.propagate = False
         for text in complaints:
             self.log.warning("%s", text)
-        self.started = self.row_time = self.saved_time = time.monotonic()
+        self.clock = Clock()
+        self.row_time = self.saved_time = time.monotonic()
         if saved:
             self._resume(saved)
         else:
@@ -151,7 +153,7 @@ class Member:
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take the state over, and cut the rows that came after it."""
         snapshot.restore(self.trainer, self.fine_tuner, saved.tensors, saved.state)
-        self.started -= saved.state["seconds"]
+        self.clock.resume(saved.state)
         self.row_tokens = self.saved_tokens = self.trainer.tokens
         self.last_row = saved.state["last_row"]
         results.cut_rows(self.run.folder / "metrics.jsonl", saved.tokens)
@@ -213,9 +215,8 @@ class Member:
             self.log.warning("no checkpoint could be written, training goes on: %s", error)
 
     def _save(self) -> None:
-        now = time.monotonic()
         tensors, numbers = snapshot.take(self.trainer, self.fine_tuner)
-        state = numbers | {"seconds": now - self.started, "last_row": self.last_row}
+        state = numbers | self.clock.read() | {"last_row": self.last_row}
         state["computed"] = self._computed()
         self.rows.flush()
         key = self._identity()
@@ -259,7 +260,7 @@ class Member:
             raise FloatingPointError(f"the loss is {row['train/loss']} after {tokens} tokens")
 
     def _finish(self) -> None:
-        seconds = time.monotonic() - self.started
+        time_taken = self.clock.read()
         # A copy: an interrupted evaluation leaves the state that training ended in.
         sae, target = copy.deepcopy(self.trainer.sae), self.stream.target
         self.fine_tune.fold(sae)
@@ -274,8 +275,8 @@ class Member:
                 "fvu": self.last_row["train/fvu"],
             },
             "cost": {
-                "seconds": seconds,
-                "tokens_per_s": self.trainer.tokens / seconds,
+                **time_taken,
+                "tokens_per_s": self.trainer.tokens / time_taken["seconds"],
                 "threads": torch.get_num_threads(),
                 **self._computed(),
                 "device": str(target.device),

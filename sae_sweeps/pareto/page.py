@@ -1,0 +1,234 @@
+"""The report as one page, `report.html`, which opens without a network.
+
+Plotly draws in the browser, where runs can be filtered and curves be made of any options; the
+page holds Plotly's script, ours of `html/`, and the runs' figures as JSON.
+"""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps import files, manifest
+from sae_sweeps.manifest import Manifest
+from sae_sweeps.pareto import curves, words
+from sae_sweeps.pareto.panels import PANELS
+from sae_sweeps.pareto.points import Point, Results, settings, together
+from sae_sweeps.pareto.rows import rows
+from sae_sweeps.pareto.table import COLUMNS
+from sae_sweeps.run import ConfigError, digest
+
+PARTS = Path(__file__).parent / "html"
+SCRIPTS = ("data.js", "figures.js", "page.js")
+TRAINING = ("train/fvu", "train/l0", "features/dead_frac", "train/loss")
+MOST_ROWS = 60
+"""Points of a training curve; it has as many however long the run is."""
+DIGITS = 4
+"""Of training curves; figures of results are exact."""
+NOT_SHOWN = ("sweep", "tracking")
+"""Groups that say nothing about a run's training."""
+
+Sweep = tuple[Path, Results]
+"""A sweep's folder, and what was read of it."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A sweep under the name that it has on the page."""
+
+    name: str
+    folder: Path
+    results: Results
+    """Its curves are named by what parts the runs of all sweeps of the page."""
+    manifest: Manifest | None
+
+
+def write(path: Path, sweeps: Sequence[Sweep]) -> None:
+    """Write the page of one or several sweeps, of which one at least has a result."""
+    from plotly.offline import get_plotlyjs
+
+    content = _content([(folder.absolute(), results) for folder, results in sweeps])
+    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+    parts = {
+        "STYLE": (PARTS / "page.css").read_text(encoding="utf-8"),
+        "SUBTITLE": html.escape(content["subtitle"]),
+        "TITLE": html.escape(content["title"]),
+        # Within a script only `<` could end it, or begin a comment.
+        "CONTENT": text.replace("<", "\\u003c"),
+        "PLOTLY": get_plotlyjs(),
+        "SCRIPTS": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+    }
+    page = (PARTS / "page.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        page = page.replace(f"<!--{name}-->", part)
+    files.write_text(path, page)
+
+
+def _content(sweeps: Sequence[Sweep]) -> dict[str, Any]:
+    """All that the page shows, for JSON."""
+    named = [
+        Named(name, folder, results, _manifest(folder))
+        for name, (folder, _), results in zip(
+            _names(sweeps), sweeps, together([results for _, results in sweeps]), strict=True
+        )
+    ]
+    found = [setting for sweep in named for setting in settings(sweep.results.points)]
+    points = [point for setting in found for point in setting.points]
+    runs = [run for sweep in named for run in _runs(sweep)]
+    options = _telling(_options(points, [run["sweep"] for run in runs]))
+    for index, run in enumerate(runs):
+        run["options"] = {key: values[index] for key, values in options.items()}
+    return {
+        "title": ", ".join(sweep.name for sweep in named),
+        "subtitle": f"{words.subtitle(points)}  ·  {_made()}",
+        "notes": words.notes(found),
+        "panels": [asdict(panel) for panel in PANELS if _is_measured(points, panel.measure)],
+        "columns": [column.measure for column in COLUMNS] + ["cost_tokens_per_s", "frontier"],
+        "options": list(options),
+        "group_by": ["sweep", "curve"] if len(named) > 1 else ["curve"],
+        "runs": runs,
+        "packs": [pack for sweep in named for pack in _packs(sweep)],
+        "sweeps": [_sweep(sweep) for sweep in named],
+    }
+
+
+def _names(sweeps: Sequence[Sweep]) -> list[str]:
+    """Call each sweep by its name, or by its folder where two have the same."""
+    names = [results.sweep for _, results in sweeps]
+    return names if len(set(names)) == len(names) else [str(folder) for folder, _ in sweeps]
+
+
+def _made() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, sae-sweeps {version('sae-sweeps')}"
+
+
+def _is_measured(points: Sequence[Point], measure: str) -> bool:
+    return any(point.get(measure) is not None for point in points)
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return manifest.read(folder)
+    except ConfigError:  # a launcher of Hydra's own writes none
+        return None
+
+
+def _runs(sweep: Named) -> list[dict[str, Any]]:
+    """Of each run its line of `pareto.csv` and what else is drawn; in the order of the CSV."""
+    lines = {row["run"]: row for row in rows(sweep.results.points)}
+    return [
+        {
+            "sweep": sweep.name,
+            "row": lines[point.run],
+            "setting": f"{sweep.name}, {point.curve}: {digest(point.setting)}",
+            "source": digest(setting.source),
+            "density": point.result.get("density_histogram"),
+            "l0s": point.result.get("l0_histogram"),
+            "training": _training(sweep.folder / "runs" / point.run / "metrics.jsonl"),
+        }
+        for setting in settings(sweep.results.points)
+        for point in setting.points
+    ]
+
+
+def _options(points: Sequence[Point], sweeps: Sequence[str]) -> dict[str, list[str]]:
+    """By what runs can be filtered and curves be made, and every run's value."""
+    groups = dict.fromkeys(group for point in points for group in point.result["choices"])
+    return {
+        "sweep": list(sweeps),
+        "curve": [point.curve for point in points],
+        **{
+            group: [point.result["choices"].get(group, curves.ABSENT) for point in points]
+            for group in groups
+            if group not in NOT_SHOWN
+        },
+        "k": [f"{point.k:g}" for point in points],
+        **curves.parting([(point.label, point.result["config"]) for point in points]),
+        "label": [point.label for point in points],
+        "seed": [str(point.seed) for point in points],
+    }
+
+
+def _telling(options: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Those that part the runs, each otherwise than the ones before; and the curve."""
+    kept: dict[str, list[str]] = {}
+    partitions = list[list[int]]()
+    for key, values in options.items():
+        places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+        partition = [places[value] for value in values]
+        if key == "curve" or (len(places) > 1 and partition not in partitions):
+            partitions.append(partition)
+            kept[key] = values
+    return kept
+
+
+def _training(path: Path) -> dict[str, list[float | int]]:
+    """Some rows of a run's `metrics.jsonl`, as columns; nothing where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]  # a crash may have torn the last one
+    step = max(1, -(-len(whole) // MOST_ROWS))
+    found: list[dict[str, float | int]] = [json.loads(line) for line in whole[::-step][::-1]]
+    names = [name for name in TRAINING if any(name in row for row in found)]
+    columns = {name: [_rounded(row.get(name, math.nan)) for row in found] for name in names}
+    return {"tokens": [row["tokens"] for row in found], **columns}
+
+
+def _rounded(value: float | int) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _packs(sweep: Named) -> list[dict[str, Any]]:
+    """What each process cost, as far as its finished runs tell."""
+    if sweep.manifest is None:
+        return []
+    gathered: dict[str, list[Point]] = {}
+    for point in sweep.results.points:
+        pack = sweep.manifest.pack_of(point.run)
+        gathered.setdefault(pack.name if pack else "?", []).append(point)
+    return [{"sweep": sweep.name, "name": name, **_cost(runs)} for name, runs in gathered.items()]
+
+
+def _cost(points: Sequence[Point]) -> dict[str, Any]:
+    costs = [point.result.get("cost", {}) for point in points]
+    seconds, cpu = (
+        max((cost[key] for cost in costs if key in cost), default=None)
+        for key in ("seconds", "cpu_seconds")
+    )
+    device = costs[0].get("device", "?")
+    hours = None if seconds is None else seconds / 3600
+    return {
+        "runs": [point.run for point in points],
+        "device": device,
+        "tokens_per_s": sum(point.tokens for point in points) / seconds if seconds else None,
+        "hours": hours,
+        "cpu_hours": None if cpu is None else cpu / 3600,
+        "gpu_hours": hours if device.startswith("cuda") else None,
+    }
+
+
+def _sweep(sweep: Named) -> dict[str, Any]:
+    """What became of the other runs, and how to repeat it all."""
+    launches = sweep.manifest.launches if sweep.manifest else []
+    keys = ("command", "time", "host", "cwd", "git", "packages")
+    return {
+        "name": sweep.name,
+        "failures": list(sweep.results.failures.items()),
+        "unfinished": sweep.results.unfinished,
+        "launches": [{key: getattr(launch, key) for key in keys} for launch in launches],
+    }
+
+
+def _finite(node: Any) -> Any:
+    """What JSON can hold: null in place of what is no number."""
+    if isinstance(node, float):
+        return node if math.isfinite(node) else None
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return node

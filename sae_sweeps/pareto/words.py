@@ -1,0 +1,116 @@
+"""What reports say of a sweep in words."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from sae_sweeps.pareto.frontier import by_source
+from sae_sweeps.pareto.points import Point, Setting, settings
+
+OFF_DIAL = 0.1
+"""Share by which an L0 may miss its `k` unremarked."""
+MOST_NAMES = 6
+
+
+def subtitle(points: Sequence[Point]) -> str:
+    """Say what was trained on what, as far as it is the same for all runs."""
+    models = {_model(point) for point in points}
+    widths = {f"d_sae {point.d_sae:,}" for point in points}
+    tokens = {f"{_short(point.tokens)} tokens" for point in points}
+    parts = [next(iter(known)) for known in (models, widths, tokens) if len(known) == 1]
+    seeds = max(len(setting.points) for setting in settings(points))
+    runs = f"{len(points)} run" + "s" * (len(points) > 1)
+    return "  ·  ".join([*parts, runs, *(["bars: range over seeds"] if seeds > 1 else [])])
+
+
+def _model(point: Point) -> str:
+    node = point.result["config"].get("target_model", {})
+    names = [str(node[key]) for key in ("model", "hook", "path") if key in node]
+    return " @ ".join(names) or point.result["choices"].get("target_model", "")
+
+
+def _short(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def amounts(values: Iterable[float | int | None]) -> str:
+    """Name one number or two, or of more the least and the largest."""
+    known = sorted({value for value in values if value is not None})
+    shown = known if len(known) < 3 else [known[0], known[-1]]
+    return " to ".join(f"{value:,.0f}" for value in shown) or "an unknown number of"
+
+
+def off_dial(found: Sequence[Setting]) -> list[Setting]:
+    """Settings whose mean L0 is far from `k`, although no fixed coefficient was asked for."""
+    far = [
+        setting for setting in found if abs((setting.mean("l0") or 0) / setting.k - 1) > OFF_DIAL
+    ]
+    return [setting for setting in far if not any(_is_fixed(point) for point in setting.points)]
+
+
+def _is_fixed(point: Point) -> bool:
+    options = point.result["config"].get("architecture", {})
+    return any(
+        name.endswith("_coef") and isinstance(value, int | float) and value != 0
+        for name, value in options.items()
+    )
+
+
+def missed_line(missed: Sequence[Setting]) -> str:
+    """Name settings that are off the dial."""
+    names = [f"{s.curve}, k {s.k:g}: {s.mean('l0'):.3g}" for s in missed[:MOST_NAMES]]
+    names += ["..."] if len(missed) > MOST_NAMES else []
+    text = f"L0 misses k by more than {OFF_DIAL:.0%} ({'; '.join(names)})"
+    return f"{text}: compare by L0, not by k; longer training brings them nearer"
+
+
+def notes(found: Sequence[Setting]) -> list[str]:
+    """What to know before two settings are compared."""
+    points = [point for setting in found for point in setting.points]
+    lines = list(_of_measurement(points))
+    if len(by_source(found)) > 1:
+        several = "have a frontier each and cannot be compared by FVU"
+        lines.append(
+            f"{len(by_source(found))} kinds of activations are reconstructed: they {several}."
+        )
+    for name, values in _conditions(points).items():
+        if len(values) > 1:
+            parts = ", ".join(f"{value} ({count} runs)" for value, count in values.most_common())
+            lines.append(f"Runs differ in {name}: {parts}.")
+    alone = sum(len(setting.points) == 1 for setting in found)
+    if alone:
+        which = (
+            "Every setting has" if alone == len(found) else f"{alone} of {len(found)} settings have"
+        )
+        lines.append(f"{which} one seed only: how much of a difference is chance cannot be told.")
+    if missed := off_dial(found):
+        lines.append(f"{missed_line(missed)}.")
+    return lines
+
+
+def _of_measurement(points: Sequence[Point]) -> Iterator[str]:
+    held_out, ce = (
+        amounts(point.result.get("evaluation", {}).get(key) for point in points)
+        for key in ("tokens", "ce_tokens")
+    )
+    where = "without a batch, as an SAE is used"
+    measured = f"L0, FVU and dead latents are measured on {held_out} held-out tokens, {where}"
+    recovered = any(point.get("ce_recovered") is not None for point in points)
+    yield measured + (f"; cross-entropy on {ce}." if recovered else ".")
+    yield f"A latent counts as dead that is active on none of these {held_out} tokens."
+
+
+def _conditions(points: Sequence[Point]) -> dict[str, Counter[str]]:
+    """What should be the same for runs that are compared, by name."""
+    return {
+        "training tokens": Counter(f"{point.tokens:,}" for point in points),
+        "tokens measured on": Counter(
+            f"{point.result.get('evaluation', {}).get('tokens', 0):,}" for point in points
+        ),
+        "precision": Counter(
+            point.result.get("cost", {}).get("precision", "?") for point in points
+        ),
+        "device": Counter(point.result.get("cost", {}).get("device", "?") for point in points),
+    }
