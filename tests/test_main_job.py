@@ -103,6 +103,17 @@ def test_feature_choice_has_no_dead_latents(results: list[dict[str, Any]]) -> No
 def test_it_leaves_its_report(job: Path) -> None:
     assert (job / "pareto.png").stat().st_size > 50_000
     assert len((job / "pareto.csv").read_text().splitlines()) == 25
+    page = (job / "report.html").read_text()
+    content = json.loads(page.partition('id="content">')[2].partition("</script>")[0])
+    assert len(content["runs"]) == 24 and content["options"][0] == "curve"
+    for run in content["runs"]:
+        assert sum(run["density"]["counts"]) == 1024
+        assert sum(run["l0s"]["counts"]) == run["row"]["evaluation_tokens"]
+        assert run["training"]["tokens"][-1] == run["row"]["tokens"]
+    assert sum(len(pack["runs"]) for pack in content["packs"]) == 24
+    assert all(pack["cpu_hours"] >= 0.9 * pack["hours"] for pack in content["packs"])
+    [launch] = content["sweeps"][0]["launches"]
+    assert "+sweep=pareto" in launch["command"] and "torch" in launch["packages"]
     for run in job.glob("runs/*"):
         assert {path.name for path in run.iterdir()} >= {
             "config.yaml",

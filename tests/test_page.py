@@ -19,8 +19,8 @@ from rich.console import Console
 from test_pareto import METHODS, printed, table, write_failure, write_sweep
 
 from sae_sweeps.pareto import page as pages
-from sae_sweeps.pareto.frontier import matched
-from sae_sweeps.pareto.points import by_curve, read
+from sae_sweeps.pareto.frontier import frontier, matched, non_dominated
+from sae_sweeps.pareto.points import by_curve, read, settings
 from sae_sweeps.pareto.report import report, report_side_by_side
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -180,6 +180,21 @@ def test_its_frontier_is_that_of_the_csv(opened: Opened, sweep: Path) -> None:
     assert 0 < filled <= on_it
 
 
+def test_frontiers_are_those_of_python(opened: Opened, sweep: Path) -> None:
+    rng = random.Random(1)
+    for size in (0, 1, 2, 3, 10, 40):
+        for _ in range(10):
+            xs, ys = ([float(rng.randrange(6)) for _ in range(size)] for _ in range(2))
+            points = [[x, y, i] for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
+            kept = opened.ask(f"nonDominated({points})")
+            marks = non_dominated(xs, ys)
+            assert sorted(kept) == [i for i, mark in enumerate(marks) if mark]
+    more = frontier(settings(read(sweep).points), "ce_recovered", maximise=True)
+    script = """frontiers(settingsOf(content.runs), content.panels[1])
+        .flat().flatMap(setting => setting.runs.map(run => run.row.run))"""
+    assert set(opened.ask(script)) == {point.run for setting in more for point in setting.points}
+
+
 @pytest.mark.parametrize("measure", ["fvu", "ce_recovered"])
 def test_curves_at_equal_l0_with_differences_and_their_spread(
     opened: Opened, sweep: Path, measure: str
@@ -316,7 +331,9 @@ def test_axes_and_dial_and_order_of_runs(opened: Opened) -> None:
 def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     evil = '<img src=x onerror="alert(1)"></script><script>alert(2)</script>'
     folder = tmp_path / "a<b>&amp;'\""
-    results = write_sweep(folder, ["relu", "topk"], options=[{"training.lr": evil}, {}])
+    results = write_sweep(
+        folder, ["relu", "topk"], options=[{"training.lr": evil}, {"training.lr": "<b>x</b>"}]
+    )
     dress(folder)
     write_failure(folder, "bad-1", evil)
     printed(folder)
@@ -325,7 +342,8 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     assert page.text("h1") == folder.name and page.tab.title() == folder.name
     assert evil in page.text("#failures") and evil in page.text("#legend")
     page.tab.locator("#pareto-0 .scatterlayer path.point").first.hover(force=True)
-    assert page.tab.locator("#pareto-0 .hoverlayer .hovertext").count() == 1
+    hover = page.tab.locator("#pareto-0 .hoverlayer .hovertext").text_content() or ""
+    assert "training.lr: <b>x</b>" in hover
     assert page.tab.locator("#runs tbody tr").count() == len(results)
     page.close()
 

@@ -174,3 +174,4 @@ def test_it_trains(installed: Installed) -> None:
     assert (made / "pareto.png").stat().st_size > 1000
     again = installed.command("report", "outputs/smoke")
     assert again.returncode == 0, again.stderr
+    assert (made / "report.html").stat().st_size > 1_000_000  # with Plotly and our own scripts
