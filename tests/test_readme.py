@@ -115,13 +115,14 @@ def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> No
 def test_verbs_of_a_sweep_here(place: Path) -> None:
     lines = [line for line in VERBS if line.endswith("outputs/pareto")]
     assert {line.split()[1] for line in lines} == {"status", "retry", "report"}
-    run(place, small(["+sweep=pareto"]))
-    picture = place / "outputs" / "pareto" / "pareto.png"
+    for more in ([], ["name=wide"]):
+        run(place, small(["+sweep=pareto", *more]))
+    picture, page = place / "outputs/pareto/pareto.png", place / "outputs/report.html"
     picture.unlink()
     for line in lines:
         done = run(place, shlex.split(line)[1:])
         assert done.returncode == 0, done.stderr
-    assert picture.stat().st_size > 10_000
+    assert picture.stat().st_size > 10_000 and page.stat().st_size > 1_000_000
 
 
 def test_set_up_commands_are_those_of_ci() -> None:
