@@ -10,34 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sae_sweeps.help_texts import (
+    CANCEL_HELP,
+    DASHBOARD_HELP,
+    REPORT_HELP,
+    RETRY_HELP,
+    STATUS_HELP,
+    SYNC_HELP,
+)
 from sae_sweeps.run import ConfigError, did_you_mean, one_line
 
 REFRESH_S = 5.0
 """Between two looks of `status --watch`."""
-
-STATUS_HELP = """\
-Tell how far each sweep is: one row a run, then counts and what to do next.
-
-States: done; running; pending: waits for its turn; preempted: its job was stopped and waits to go
-on; failed; lost: killed, cancelled or never started, and nobody works on it.
-
---json writes a list of sweeps, each with the keys name, folder, over (nothing will happen by
-itself any more), problem (why SLURM could not be asked, or empty), counts (by state) and runs, each
-with name, label, k, seed, state, tokens, total_tokens, tokens_per_s, l0, fvu, job, node, reason
-and metrics. What is not known is null."""
-
-CANCEL_HELP = """\
-End what each sweep still has at work: its SLURM jobs, waiting or running, and the command that
-trains it on this machine. Checkpoints are kept.
-
---json writes a list of sweeps, each with the keys name, folder, jobs (those cancelled) and pid
-(the process told to stop, or null)."""
-
-RETRY_HELP = """\
-Launch again the runs of each sweep that failed or were lost, from their checkpoints.
-
-They are launched as they were before, here or on SLURM, with the options of the sweep's manifest.
-To change anything, repeat the command that made the sweep with other options."""
 
 
 def report(args: argparse.Namespace) -> int:
@@ -45,10 +29,14 @@ def report(args: argparse.Namespace) -> int:
     for folder in args.folder:
         if not (folder / "runs").is_dir():
             raise ConfigError(f"{folder} is not a sweep's folder: it has no runs/.")
-    from sae_sweeps.pareto.report import report
+    from sae_sweeps.pareto.report import report, report_side_by_side
 
     for folder in args.folder:
         report(folder.absolute())
+    if args.page or len(args.folder) > 1:
+        folders = [folder.resolve() for folder in args.folder]
+        shared = Path(os.path.commonpath([folder.parent for folder in folders]))
+        report_side_by_side(folders, args.page or shared / "report.html")
     return 0
 
 
@@ -145,6 +133,20 @@ def retry(args: argparse.Namespace) -> int:
     return max([retrying.retry(folder) for folder in args.folder])
 
 
+def sync(args: argparse.Namespace) -> int:
+    """Upload each sweep's offline W&B runs; 1 if some could not be."""
+    from sae_sweeps.mirrors import sync
+
+    return sync(args.folder)
+
+
+def dashboard(args: argparse.Namespace) -> int:
+    """Make or renew the W&B workspace of each sweep."""
+    from sae_sweeps.mirrors import dashboard
+
+    return dashboard(args.folder)
+
+
 # --- The command line ----------------------------------------------------------------------
 
 
@@ -165,6 +167,13 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
     _folders(parser)
     _json(parser)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    _folders(parser)
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="where the page of all these sweeps goes instead"
+    )
 
 
 def _wait_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +207,9 @@ VERBS: dict[
     "wait": ("Wait until each sweep is over, then draw its report.", _wait_arguments, wait),
     "cancel": (CANCEL_HELP, _cancel_arguments, cancel),
     "retry": (RETRY_HELP, _folders, retry),
-    "report": ("Draw a sweep's report again.", _folders, report),
+    "report": (REPORT_HELP, _report_arguments, report),
+    "sync": (SYNC_HELP, _folders, sync),
+    "dashboard": (DASHBOARD_HELP, _folders, dashboard),
 }
 """Per verb its help, whose first line sums it up, what arguments it takes, and what it does."""
 

@@ -23,6 +23,7 @@ class Trainer:
     def __init__(self) -> None:
         self.packs: list[list[Run]] = []
         self.reports: list[Path] = []
+        self.pages: list[tuple[list[Path], Path]] = []
         self.before_ready: Callable[[list[Run]], None] = lambda _: None
         self.error_of: Callable[[Run], Exception | None] = lambda _: None
 
@@ -56,6 +57,10 @@ class Trainer:
         (run.folder / "result.json").write_text(json.dumps(result))
         return result
 
+    def report_side_by_side(self, folders: list[Path], path: Path) -> None:
+        """Draw nothing."""
+        self.pages.append((folders, path))
+
     def report(self, folder: Path, tracking: Any = None) -> None:
         """Draw nothing."""
         del tracking
@@ -78,7 +83,8 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trainer
     """Replace training and report, and work in an empty folder."""
     fake = Trainer()
     training = _module("sae_sweeps.training.pack", train_pack=fake.train_pack)
-    report = _module("sae_sweeps.pareto.report", report=fake.report)
+    reports = {"report": fake.report, "report_side_by_side": fake.report_side_by_side}
+    report = _module("sae_sweeps.pareto.report", **reports)
     monkeypatch.setitem(sys.modules, training.__name__, training)
     monkeypatch.setitem(sys.modules, "sae_sweeps.pareto", _module("sae_sweeps.pareto"))
     monkeypatch.setitem(sys.modules, report.__name__, report)
@@ -248,7 +254,13 @@ def test_report_draws_every_folder(
     assert run("name=one") == run("name=two") == 0
     trainer.reports.clear()
     assert command(monkeypatch, "report", "outputs/one", "outputs/two") == 0
-    assert trainer.reports == [tmp_path / "outputs/one", tmp_path / "outputs/two"]
+    folders = [tmp_path / "outputs/one", tmp_path / "outputs/two"]
+    assert trainer.reports == folders
+    assert trainer.pages == [(folders, tmp_path / "outputs/report.html")]
+    assert command(monkeypatch, "report", "outputs/one", "--page", "one.html") == 0
+    assert trainer.pages[1:] == [(folders[:1], Path("one.html"))]
+    assert command(monkeypatch, "report", "outputs/one") == 0
+    assert len(trainer.pages) == 2
 
 
 def test_completion_offers_verbs_and_leaves_their_folders_to_the_shell(

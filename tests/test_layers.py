@@ -33,6 +33,7 @@ ROWS = [
     {"pareto"},
     {"status"},
     {"launching"},
+    {"mirrors", "help_texts"},
     {"app", "commands"},
     {"__main__"},
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wandb_backend import Backend
 
 from sae_sweeps.commands import VERBS as VERBS_THERE_ARE
 from sae_sweeps.embedded import MODEL
@@ -123,6 +124,25 @@ def test_verbs_of_a_sweep_here(place: Path) -> None:
         done = run(place, shlex.split(line)[1:])
         assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 10_000 and page.stat().st_size > 1_000_000
+
+
+@pytest.mark.slow
+def test_verbs_of_wandb(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for line in VERBS if line.split()[1] in ("sync", "dashboard")]
+    assert [line.split()[2:] for line in lines] == [["outputs/fanned"]] * 2
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_DIR"):
+        monkeypatch.setenv(name, str(place))
+    with Backend() as backend:
+        monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        words = [word for word in small(["+sweep=pareto"]) if word != "tracking=off"]
+        assert run(place, [*words, "name=fanned", "tracking.mode=offline"]).returncode == 0
+        assert backend.runs == {}
+        for line in lines:
+            done = run(place, shlex.split(line)[1:])
+            assert done.returncode == 0, done.stderr
+        assert len(backend.runs) == 5  # two methods, two k, and the summary
+        assert backend.views
 
 
 def test_set_up_commands_are_those_of_ci() -> None:

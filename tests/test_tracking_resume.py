@@ -7,6 +7,7 @@ interface; it is forked from one that has imported W&B.
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,7 +23,7 @@ import pytest
 import wandb_attempt
 from hypothesis import given
 from hypothesis import strategies as st
-from wandb_backend import Backend, ServedRun
+from wandb_backend import HISTORY, Backend, ServedRun
 from wandb_offline import read as read_back
 
 from sae_sweeps.tracking import offline
@@ -160,6 +161,17 @@ def test_kills_online_and_offline_by_turns(place: Place, last: str) -> None:
         assert seen == sorted(set(seen))
 
 
+def test_rows_that_a_summary_was_ahead_of_are_told(place: Place) -> None:
+    place.train("online", 0, 80)
+    run = only(place)
+    history = run.streams[HISTORY]
+    run.streams[HISTORY] = {line: history[line] for line in sorted(history)[:50]}
+    assert run.summary["_step"] == 79
+    place.train("online", 80, 120)
+    assert served(only(place)) == place.rows()
+    assert len(place.rows()) == 120
+
+
 @pytest.mark.slow
 def test_an_upload_during_training_doubles_no_row_later(place: Place) -> None:
     attempt = place.start("offline", 0, ENDLESS, pause=0.01)
@@ -191,6 +203,17 @@ def test_what_a_kill_leaves_of_a_log_can_be_synced(place: Place) -> None:
     assert empty.stat().st_size == 7
 
 
+def test_an_empty_log_of_before_an_online_attempt_stops_no_upload(place: Place) -> None:
+    """A kill after W&B's start and before ours had put the offline logs aside."""
+    place.train("offline", 0, 20)
+    (log,) = place.logs()
+    shutil.copytree(log.parent, log.parent.with_name(log.parent.name.removeprefix("offline-")))
+    os.truncate(log, 7)
+    place.train("offline", 10, 30)
+    place.sync()
+    assert served(only(place)) == place.rows() and only(place).id.endswith("-offline1")
+
+
 def test_an_interrupted_run_says_so_and_ends_at_once(place: Place) -> None:
     attempt = place.start("online", 0, ENDLESS, pause=0.003)
     until(lambda: bool(place.backend.runs) and only(place).rows(), "row at the server")
@@ -214,6 +237,7 @@ def test_an_interrupted_run_waits_for_nobody(place: Place, gone: str) -> None:
     attempt.send(signal.SIGTERM)
     assert attempt.wait(20) == 1
     assert time.monotonic() - start < 2.0 + 3.0, "close was given 2 s"
+    assert "Traceback" not in attempt.err
 
 
 def test_a_run_that_ended_online_goes_on_offline_under_its_id(place: Place) -> None:

@@ -8,6 +8,7 @@ Every other GraphQL operation is refused, which the client tolerates.
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,16 +82,26 @@ class Backend:
 
     runs: dict[str, ServedRun] = field(default_factory=dict[str, ServedRun])
     requests: list[str] = field(default_factory=list[str])
+    views: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """Saved workspaces, by id."""
     refuse: Callable[[str], int | None] = lambda name: None  # noqa: ARG005
     """May give an HTTP status to answer a request with, by its operation or path."""
+    spoil: Callable[[dict[str, Any]], object] = lambda message: None  # noqa: ARG005
+    """May change what `file_stream` requests bring, before it is taken in."""
+    delay_s: float = 0.0
+    """How long every answer takes."""
 
     def __enter__(self) -> "Backend":
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self.start()
+        return self
+
+    def start(self, port: int = 0) -> None:
+        """Open the port, a free one by default."""
+        self._server = _Server(("127.0.0.1", port), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -102,10 +113,15 @@ class Backend:
             self._server.server_close()
             self._thread.join()
 
+    def come_back(self) -> None:
+        """Open the port of before again."""
+        self.start(int(self.url.rpartition(":")[2]))
+
     def answer(self, path: str, body: bytes) -> tuple[int, object]:
         """Answer one request with a status and a JSON object."""
         asked = json.loads(body) if path == "/graphql" else {}
-        name = asked.get("operationName") or path
+        words = re.match(r"\s*(?:query|mutation)\s+(\w+)", asked.get("query", ""))
+        name = asked.get("operationName") or (words[1] if words else path)
         with self._lock:
             self.requests.append(name)
             if status := self.refuse(name):
@@ -113,7 +129,9 @@ class Backend:
             if path == "/graphql":
                 return self._graphql(name, asked.get("variables") or {})
             if match := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path):
-                self._run(*match.groups()).receive(json.loads(body))
+                message = json.loads(body)
+                self.spoil(message)
+                self._run(*match.groups()).receive(message)
                 return 200, {"exitcode": None, "limits": {}, "stopped": False}
             if match := re.fullmatch(r"/upload/([^/]+)/(.+)", path):
                 self.runs[match[1]].uploads[match[2]] = body
@@ -124,6 +142,9 @@ class Backend:
         operations: dict[str, Callable[[dict[str, Any]], object]] = {
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
+            "RunRows": self._resume_status,
+            "UpsertView2": self._upsert_view,
+            "View": self._view,
             "CreateRunFiles": self._create_files,
             "Viewer": lambda _: {"viewer": VIEWER},
             "CreateArtifact": lambda _: {"createArtifact": {"artifact": KEPT_ARTIFACT}},
@@ -156,6 +177,22 @@ class Backend:
         run = self.runs.get(variables["name"])
         model = {"name": variables["project"], **_named(variables.get("entity") or "tester")}
         return {"model": {**model, "bucket": _resumable(run) if run else None}}
+
+    def _upsert_view(self, variables: dict[str, Any]) -> object:
+        id = variables.get("id") or f"view{len(self.views) + 1}"
+        inserted = id not in self.views
+        self.views[id] = variables
+        view = {"id": id, "name": variables["name"]}
+        return {"upsertView": {"view": view, "inserted": inserted}}
+
+    def _view(self, variables: dict[str, Any]) -> object:
+        name = variables["viewName"]
+        views = [
+            {"node": {"id": id, "displayName": view["displayName"], "spec": view["spec"]}}
+            for id, view in self.views.items()
+            if view["name"] == name
+        ]
+        return {"project": {"allViews": {"edges": views}}}
 
     def _create_files(self, variables: dict[str, Any]) -> object:
         id = variables["run"]
@@ -199,6 +236,7 @@ def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             """Answer with JSON."""
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            time.sleep(backend.delay_s)
             status, answer = backend.answer(self.path, body)
             content = json.dumps(answer).encode()
             self.send_response(status)

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -21,6 +21,7 @@ from sae_sweeps.build import build
 from sae_sweeps.launching.leaving import job_id, leave
 from sae_sweeps.launching.packs import Frozen, thaw
 from sae_sweeps.launching.progress import Lines
+from sae_sweeps.launching.summary import renew_report
 from sae_sweeps.launching.work import Open, record, work
 from sae_sweeps.run import ConfigError, Run, identity
 from sae_sweeps.sweep import finished_result
@@ -32,6 +33,9 @@ LINE_EVERY_S = 60.0
 ATTACHED = "attached"
 """The word after the pack's file with which a process leaves as soon as its stdin ends."""
 REFUSED, FAILED = 1, 2
+REPORTED = "reported.json"
+REPORT_LIMIT_S = 60.0
+"""What a pack that is done waits for others to write their report."""
 
 
 class PackJob:
@@ -96,13 +100,12 @@ def _run(pack: Frozen) -> int:
     with LoggedLines(len(ahead), tokens, LINE_EVERY_S) as display:
         try:
             outcomes = work(pack.runs, tracking, display, Open())
+            failed = sum(isinstance(outcome, Exception) for outcome in outcomes.values())
+            logger.info("%d of %d runs are finished", len(outcomes) - failed, len(outcomes))
+            _report(pack, tracking)
         except interrupt.Interrupted:
             tracking.close(interrupt.LEAVING_LIMIT_S)
             raise
-    failed = sum(isinstance(outcome, Exception) for outcome in outcomes.values())
-    logger.info("%d of %d runs are finished", len(outcomes) - failed, len(outcomes))
-    _report(pack, tracking)
-    tracking.close()
     return failed
 
 
@@ -159,27 +162,43 @@ def _progress(run: Run) -> int:
 
 
 def _report(pack: Frozen, tracking: Any) -> None:
-    """Draw the sweep's report so far; the tracker gets it when no run is left."""
-    from filelock import FileLock
+    """Renew the sweep's report, and its run at the tracker, one pack after the other."""
+    from filelock import FileLock, Timeout
 
-    from sae_sweeps.pareto.report import report
-
-    with FileLock(pack.folder / "packs" / ".report.lock"):
-        found = manifest.read(pack.folder)
-        home = pack.folder / "runs"
-        named = zip(found.runs, found.points, strict=True)
-        over = all(_over(home / name, point.config) for name, point in named)
-        if not over and ATTACHED in sys.argv:
-            return  # the process that launched this one draws it in the end
-        try:
-            report(pack.folder, tracking if over else None)
-        except OSError as error:
-            logger.warning("the report is not written: %s", error)
+    tracking.close()  # so that others wait for this pack's report only
+    packs = pack.folder / "packs"
+    try:
+        with FileLock(packs / ".report.lock", timeout=REPORT_LIMIT_S):
+            found = _results(pack.folder)
+            if found != _reported(packs):  # many packs may end at once, and one report is enough
+                _draw(pack.folder, tracking)
+                tracking.close()
+                files.write_json(packs / REPORTED, found)
+    except (Timeout, OSError) as error:
+        logger.warning("the report is not written: %s", error)
 
 
-def _over(folder: Path, config: Mapping[str, Any]) -> bool:
-    failed = (folder / "failed.json").exists()
-    return failed or finished_result(folder, identity(config)) is not None
+def _draw(folder: Path, tracking: Any) -> None:
+    if ATTACHED in sys.argv:  # the process that launched this one tells the user in the end
+        renew_report(folder, tracking)
+    else:
+        from sae_sweeps.pareto.report import report
+
+        report(folder, tracking)
+
+
+def _results(folder: Path) -> dict[str, int]:
+    """When each finished run was last measured, by the run's name."""
+    paths = sorted((folder / "runs").glob("[!.]*/result.json"))
+    return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+
+
+def _reported(packs: Path) -> dict[str, int]:
+    """What the last report told."""
+    try:
+        return json.loads((packs / REPORTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 @contextmanager

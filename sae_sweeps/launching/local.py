@@ -8,7 +8,7 @@ from sae_sweeps import interrupt
 from sae_sweeps.build import build
 from sae_sweeps.launching.launcher import Outcome, PlanLauncher
 from sae_sweeps.launching.packs import divided, freeze
-from sae_sweeps.launching.summary import Result, left, results, tell_end, tell_plan
+from sae_sweeps.launching.summary import Result, left, renew_report, results, tell_end, tell_plan
 from sae_sweeps.launching.work import work
 from sae_sweeps.launching.writer import Writer
 from sae_sweeps.run import ConfigError, Run
@@ -77,15 +77,19 @@ class Local(PlanLauncher):
 
         tracking = build(plan.points[0].config["tracking"])
         outcomes: dict[str, Result] = {**plan.finished}
-        try:
-            with self._display(plan) as display, Messages(display):
-                for pack in packs:
-                    outcomes |= work(pack, tracking, display, writer)
-            tell_end(plan, outcomes, tracking)
-        except interrupt.Interrupted:
-            tracking.close(interrupt.LEAVING_LIMIT_S)
-            raise
-        tracking.close()
+        display = self._display(plan)
+        with Messages(display):  # to the end, since a tracker may have trouble with its last rows
+            try:
+                with display:
+                    for number, pack in enumerate(packs):
+                        if number > 0:
+                            renew_report(plan.folder, tracking)
+                        outcomes |= work(pack, tracking, display, writer)
+                tell_end(plan, outcomes, tracking)
+            except interrupt.Interrupted:
+                tracking.close(interrupt.LEAVING_LIMIT_S)
+                raise
+            tracking.close()
         return outcomes
 
     def _apart(

@@ -1,6 +1,7 @@
 """What a launch says about its runs, before and after training."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def draw_report(folder: Path, tracking: Any = None) -> None:
         report(folder, tracking)
     except OSError as error:  # the runs have their results, and `report` draws it later
         complain(f"the report is not written: {error}")
+
+
+def renew_report(folder: Path, tracking: Any) -> None:
+    """Draw the report so far and say nothing of it; where that fails, the last one tells."""
+    from rich.console import Console
+
+    from sae_sweeps.pareto.report import report
+
+    with suppress(Exception):  # nothing of a report may end a sweep
+        report(folder, tracking, Console(quiet=True))
 
 
 def results(plan: Plan, lost: Mapping[str, str] | None = None) -> dict[str, Result]:

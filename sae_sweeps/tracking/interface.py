@@ -51,7 +51,7 @@ class Tracking(ABC):
 
     @abstractmethod
     def summarise(self, summary: Summary) -> None:
-        """Mirror the sweep's report; repeating it renews it."""
+        """Mirror the sweep's report, without waiting; repeating it renews it."""
 
     @abstractmethod
     def close(self, limit_s: float | None = None) -> None:

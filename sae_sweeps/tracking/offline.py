@@ -8,7 +8,9 @@ fragments of the same run.
 """
 
 import importlib
+import json
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -19,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 MAGIC, FILE_HEAD, BLOCK, CHUNK_HEAD = b":W&B", 7, 32768, 7
-FULL, LAST = 1, 4
-ASIDE = ".set-aside"
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+ASIDE, REST = ".set-aside", ".rest"
 WRITER_LIMIT_S = 10.0  # W&B's process ends within a second of the one that started it
 
 
@@ -39,6 +41,8 @@ class Fragment:
     @property
     def settled(self) -> bool:
         """Whether the server has all of it."""
+        if _beside(self.path, "unverified").exists():
+            return False
         synced = _beside(self.path, "synced")  # written even if the log goes on
         return _beside(self.path, "uploaded").exists() or (
             synced.exists() and synced.stat().st_mtime >= self.path.stat().st_mtime
@@ -59,15 +63,31 @@ def fragments(folder: Path, id: str, end: str = "") -> list[Fragment]:
     """
     paths = sorted(folder.glob(f"*run-*-{id}*/run-{id}{end}.wandb"))
     deadline = time.monotonic() + WRITER_LIMIT_S
-    while paths and _open_somewhere(paths) and time.monotonic() < deadline:
+    while paths and being_written(paths) and time.monotonic() < deadline:
         time.sleep(0.05)
     return [read(path) for path in paths]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a fragment holds of which W&B run."""
+
+    fragment: Fragment
+    run: tuple[str, str, str]
+    """Entity (empty: that of whose key it is), project and id."""
+    started: float
+    rows: int
+    before: int | None
+    """How many rows of the run come before its own, as W&B found; None where it never asked."""
+    online: bool
+    moved: list[str]
+    """Files of tables that it names and that are not there any more, as when a sweep is copied."""
 
 
 def read(path: Path) -> Fragment:
     """Read one log as far as it is whole."""
     payloads = list(whole_records(path.read_bytes()))
-    records: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    records = _records()
 
     def parsed(word: bytes, payload: bytes) -> Any:
         return records.Record.FromString(payload) if word in payload else records.Record()
@@ -79,12 +99,88 @@ def read(path: Path) -> Fragment:
     return Fragment(path, payloads[-1][0] if payloads else 0, begun, tokens)
 
 
+def content(path: Path) -> Content:
+    """Read what one log holds; it must tell which run it is of.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    run, rows, first, staged = None, 0, None, list[str]()
+    for payload in _payloads(path):
+        record = _records().Record.FromString(payload)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = run or record.run
+        elif kind == "history":
+            rows += 1
+            first = record.history.step.num if first is None else first
+        elif kind == "artifact":
+            staged += [entry.local_path for entry in record.artifact.manifest.contents]
+    assert run is not None
+    before = _starting_step(path)
+    online = not path.parent.name.startswith("offline-")
+    if before is None and online:
+        before = first
+    moved = [name for name in staged if name and not Path(name).exists()]
+    where = run.entity, run.project, run.run_id
+    return Content(
+        read(path), where, run.start_time.ToNanoseconds() / 1e9, rows, before, online, moved
+    )
+
+
+def present(fragment: Fragment, name: str) -> Path:
+    """Tell where a file of a table lies in the sweep's folder as it is now."""
+    return fragment.path.parents[1] / ".data" / "artifacts" / "staging" / Path(name).name
+
+
+def tokens_at(path: Path, row: int) -> int:
+    """Read `tokens_seen` of the row of this number, from 0, of one log."""
+    records = (_records().Record.FromString(payload) for payload in _payloads(path))
+    return [_tokens(record) for record in records if record.HasField("history")][row]
+
+
+def _payloads(path: Path) -> Generator[bytes]:
+    for _, payload in whole_records(path.read_bytes()):
+        yield payload
+
+
+def rest(fragment: Fragment, sent: int) -> Path:
+    """Write a fragment anew without its first `sent` rows, which the server has.
+
+    Everything else, such as its summary, arrives again and replaces itself. Files of tables are
+    looked for where they lie now.
+
+    Returns:
+        The folder of the new fragment, apart from the others; it shares the old one's files.
+    """
+    folder = fragment.path.parent
+    target = folder.parent / REST / folder.name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    (target / "files").symlink_to((folder / "files").resolve())
+    kept = list[bytes]()
+    for payload in _payloads(fragment.path):
+        record = _records().Record.FromString(payload)
+        kind = record.WhichOneof("record_type")
+        sent -= kind == "history"
+        if kind == "artifact":
+            for entry in record.artifact.manifest.contents:
+                if entry.local_path and not Path(entry.local_path).exists():
+                    entry.local_path = str(present(fragment, entry.local_path))
+            payload = record.SerializeToString()
+        if kind != "stats" and (kind != "history" or sent < 0):
+            kept.append(payload)
+    head = fragment.path.read_bytes()[:FILE_HEAD]
+    (target / fragment.path.name).write_bytes(written(kept, head))
+    return target
+
+
 def mend(fragment: Fragment) -> None:
     """Cut off a record that a kill tore, or set a log with none aside, for `wandb sync`'s sake.
 
     A log that a process of this machine has open is left as it is.
     """
-    if fragment.settled or _open_somewhere([fragment.path]):
+    if fragment.settled or being_written([fragment.path]):
         return
     if not fragment.begun:
         set_aside(fragment)
@@ -107,9 +203,42 @@ def hide(fragment: Fragment) -> None:
     os.utime(mark, (0, 0))
 
 
+def doubt(fragment: Fragment) -> None:
+    """Note that W&B's mark is not to be trusted, which it sets even if the server refused rows."""
+    _beside(fragment.path, "unverified").touch()
+
+
+def trust(fragment: Fragment) -> None:
+    """Note that the server was asked, and has all of it or does not tell."""
+    _beside(fragment.path, "unverified").unlink(missing_ok=True)
+
+
 def mark_uploaded(path: Path) -> None:
     """Note that the server took all of an online run's log."""
     _beside(path, "uploaded").touch()
+
+
+def being_written(paths: list[Path]) -> set[Path]:
+    """Tell which files a process of ours on this machine has open; unknown means none."""
+    wanted = {str(path.resolve()): path for path in paths}
+    found = set[Path]()
+    for handles in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):  # another user's, or it has just ended
+            for handle in handles.iterdir():
+                with suppress(FileNotFoundError):  # closed since
+                    found |= {wanted[name] for name in [str(handle.readlink())] if name in wanted}
+    return found
+
+
+def _starting_step(path: Path) -> int | None:
+    """Read what W&B notes as soon as it starts to upload a log."""
+    with suppress(OSError, ValueError, KeyError):
+        return int(json.loads(_beside(path, "syncstate").read_text())["starting_step"])
+    return None
+
+
+def _records() -> Any:
+    return importlib.import_module("wandb.proto.wandb_internal_pb2")
 
 
 def _beside(path: Path, end: str) -> Path:
@@ -149,13 +278,21 @@ def whole_records(content: bytes) -> Generator[tuple[int, bytes]]:
             parts = []
 
 
-def _open_somewhere(paths: list[Path]) -> bool:
-    """Whether a process of ours on this machine has one of the files open; unknown means no."""
-    wanted = {str(path.resolve()) for path in paths}
-    for handles in Path("/proc").glob("[0-9]*/fd"):
-        with suppress(OSError):  # another user's, or it has just ended
-            for handle in handles.iterdir():
-                with suppress(FileNotFoundError):  # closed since
-                    if str(handle.readlink()) in wanted:
-                        return True
-    return False
+def written(payloads: list[bytes], head: bytes) -> bytes:
+    """Write records as a log that begins with `head`; the reverse of `whole_records`."""
+    log = bytearray(head)
+    for payload in payloads:
+        rest, kinds = memoryview(payload), (FULL, FIRST)
+        while True:
+            left = BLOCK - len(log) % BLOCK
+            if left < CHUNK_HEAD:
+                log += bytes(left)
+                left = BLOCK
+            chunk, rest = rest[: left - CHUNK_HEAD], rest[left - CHUNK_HEAD :]
+            kind = kinds[1] if rest else kinds[0]
+            checksum = zlib.crc32(chunk, zlib.crc32(bytes([kind])))
+            log += struct.pack("<IHB", checksum, len(chunk), kind) + chunk
+            kinds = (LAST, MIDDLE)
+            if not rest:
+                break
+    return bytes(log)

@@ -1,22 +1,27 @@
 """A process's dealings with W&B: online or offline, and the start of its runs."""
 
+import importlib
 import logging
 import os
+import subprocess
 import threading
-from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from sae_sweeps.run import ConfigError
 from sae_sweeps.tracking import offline
+from sae_sweeps.tracking.server import Server
 
 logger = logging.getLogger(__name__)
 
 FINISH_LIMIT_S = 60.0  # what is not uploaded by then lies complete on disk
+UPLOAD_SHARE = 0.8  # of it, after which W&B gives up, so that there is time to tell
+REVIVALS = 3  # of W&B's own process, which something may kill each time
 INIT_LIMIT_S = 30.0
 PROBE_LIMIT_S = 2.0
 FIRST_SENDS_EVERY_S, OTHERS_SEND_EVERY_S = 15.0, 60.0  # W&B limits rates by project
@@ -31,6 +36,12 @@ class Started:
     """All rows up to this many tokens, by W&B's files."""
     rows: int = 0
     """This many rows from the first on, by the server."""
+    life: int = 0
+    """Which of W&B's own processes it is in, one after the other."""
+
+
+class Refused(Exception):
+    """The server turned rows away for good, which are on disk."""
 
 
 @final
@@ -40,51 +51,94 @@ class Session:
     def __init__(self, requested: str) -> None:
         self._requested = requested
         self._mode: str | None = None
+        self._ready = False
         self._folder = Path()
         self._lock = threading.Lock()  # one start at a time; the first may change the mode
         self._started = 0
-        self._failures: Counter[str] = Counter()
+        self._life = 0  # counts W&B's own processes, of which there is one at a time
+        self.abandoned = False
+        self._told: set[type[Exception]] = set()
+        self._told_offline = False
 
     def start(self, options: dict[str, Any]) -> Started | None:
         """Open a W&B run as decided, else offline; None if neither works."""
         with self._lock, self.reporting():
             self._folder = options["dir"] / "wandb"
-            if self._mode is None:
-                self._mode, why = _decide(self._requested, self._folder)
+            if not self._ready:
+                self._mode, why = _decide(self._mode or self._requested, self._folder)
+                self._ready = True
                 if why:
                     self._go_offline(why)
-            started = self._start_online(options) if self._mode == "online" else None
-            return started or self._start_offline(options)
+            try:
+                return self._start(options)
+            except Exception as error:
+                if self.abandoned or not is_gone(error):
+                    raise
+                self._renew()
+                return self._start(options)
         return None
+
+    def revive(self, dead: Started) -> None:
+        """Start W&B's own process again, which is gone; for one of its runs after the other."""
+        with self._lock:
+            if dead.life == self._life:
+                self._renew()
+
+    def abandon(self) -> None:
+        """End W&B's own process, which is late, since ours cannot end before it.
+
+        What it was told it has written by now, or else never will. Whatever comes is offline.
+        """
+        self._go_offline("it was not done in time")
+        self.abandoned, self._ready = True, False
+        self._life += 1
+        _tear_down(kill=True)
+
+    def bury(self) -> None:
+        """Forget W&B's own process if it has died, or it would be missed when ours ends."""
+        if _is_dead():
+            self._ready = False
+            self._life += 1
+            _tear_down()
 
     @contextmanager
     def reporting(self) -> Generator[None]:
         """Swallow exceptions, and tell the log of the first of each kind."""
         try:
             yield
-        except TimeoutError:
+        except (TimeoutError, Refused) as error:
+            late = f"the server did not take all rows in {FINISH_LIMIT_S:.0f} s"
             if self._mode == "online":  # and no other run or report shall wait as long again
-                self._go_offline(f"the server did not take all rows in {FINISH_LIMIT_S:.0f} s")
+                self._go_offline(late if isinstance(error, TimeoutError) else str(error))
         except Exception as error:  # W&B raises what it likes, and training must go on
-            self._failures[type(error).__name__] += 1
-            if self._failures[type(error).__name__] == 1:
+            if type(error) not in self._told and not self.abandoned:
+                self._told.add(type(error))
                 logger.warning("W&B: %s; the run's own folder has everything", _line(error))
 
-    def report_failures(self) -> None:
-        """Tell the log how many calls failed, if more than it was told one by one."""
-        if self._failures.total() > len(self._failures):
-            logger.warning("W&B: %d calls failed in all", self._failures.total())
+    def _start(self, options: dict[str, Any]) -> Started:
+        started = self._start_online(options) if self._mode == "online" else None
+        return started or self._start_offline(options)
+
+    def _renew(self) -> None:
+        """Let go of W&B's own process, which is gone, and prepare another."""
+        if self._life == REVIVALS:
+            if not self.abandoned:
+                logger.warning("W&B: its process ends again and again; the runs' folders are whole")
+            self.abandoned = True
+            return
+        self._life += 1
+        logger.warning("W&B: its process is gone; runs go on in a new one")
+        _tear_down()
+        self._mode, _ = _decide(self._mode or self._requested, self._folder)
 
     def _start_online(self, options: dict[str, Any]) -> Started | None:
-        """Go on where the server's history of the run ends.
-
-        Its summary will not do: one that arrived may be ahead of the history. Every row is one
-        step, so that the next step is the number of rows.
-        """
+        """Go on where the server's history of the run ends."""
         earlier = self._earlier(options["id"])
         try:
             run = self._init(options)
         except Exception as error:
+            if is_gone(error):
+                raise
             self._go_offline(_line(error))
             self._clear_up(options["id"], earlier)
             return None
@@ -93,22 +147,37 @@ class Session:
             if not fragment.settled:
                 with self.reporting():
                     offline.set_aside(fragment)
-        return Started(run, rows=run.starting_step)
+        return Started(run, rows=self._served(run), life=self._life)
+
+    def _served(self, run: Any) -> int:
+        """How many rows of a run the server has.
+
+        W&B's own next step will not do, measured with wandb 0.31: it follows the run's summary,
+        which may have arrived ahead of its rows.
+        """
+        if not run.resumed:
+            return 0
+        where = run.entity, run.project, run.id
+        try:
+            served = Server().rows([where])[where]
+        except ConfigError:  # it does not answer such questions
+            served = None
+        return run.starting_step if served is None else served.rows
 
     def _start_offline(self, options: dict[str, Any]) -> Started:
         """Go on where W&B's files end; in a run apart if nobody can say what the server has."""
         id, number = options["id"], 0
         earlier = self._earlier(id)
-        while sent := [fragment for fragment in earlier if fragment.partly_sent]:
-            for fragment in sent:  # a second upload would repeat what came with the first
-                offline.hide(fragment)
+        while any(fragment.partly_sent for fragment in earlier):
+            for fragment in earlier:  # a second upload would repeat what came with the first
+                (offline.hide if fragment.partly_sent else offline.mend)(fragment)
             number += 1
             options["id"] = f"{id}-offline{number}"
             earlier = self._earlier(options["id"])
         for fragment in earlier:
             offline.mend(fragment)
         tokens = max((fragment.tokens for fragment in earlier), default=0)
-        return Started(self._init(options), tokens=tokens)
+        return Started(self._init(options), tokens=tokens, life=self._life)
 
     def _earlier(self, id: str, end: str = "") -> list[offline.Fragment]:
         return offline.fragments(self._folder, id, end)
@@ -117,9 +186,8 @@ class Session:
         """After the first start failed, let go of its id: the server has nothing of that start."""
         if self._started > 0:  # a teardown would end the other runs; this one goes on apart
             return
-        import wandb
-
-        wandb.teardown()
+        _tear_down()
+        _decide("offline", self._folder)
         before = {fragment.path for fragment in earlier}
         for fragment in self._earlier(id):
             if fragment.path not in before:
@@ -131,12 +199,13 @@ class Session:
         first = self._started == 0
         settings = _settings(
             console="off",
-            finish_timeout=FINISH_LIMIT_S,
+            finish_timeout=UPLOAD_SHARE * FINISH_LIMIT_S,
             finish_timeout_raises=True,
             init_timeout=INIT_LIMIT_S,
             x_transaction_log_flush_interval=1.0,  # 15 s by default, lost when a job is killed
             x_file_stream_transmit_interval=FIRST_SENDS_EVERY_S if first else OTHERS_SEND_EVERY_S,
             x_disable_stats=not first,  # the machine's load is the same for all
+            x_save_requirements=first,  # so are its packages, which take 50 ms to list
         )
         how = {"mode": self._mode, "reinit": "create_new", "resume": "allow"}
         run = wandb.init(settings=settings, **how, **options)
@@ -148,9 +217,12 @@ class Session:
         return run
 
     def _go_offline(self, why: str) -> None:
-        self._mode = "offline"
-        path = os.path.relpath(self._folder)
-        advice = f"look with `wandb leet {path}`, upload with `wandb sync {path}`"
+        """Tell why, once: one trouble brings others."""
+        if self._told_offline:
+            return
+        self._mode, self._told_offline = "offline", True
+        path, sweep = os.path.relpath(self._folder), os.path.relpath(self._folder.parent)
+        advice = f"look with `wandb leet {path}`, upload with `sae-sweeps sync {sweep}`"
         logger.info("W&B: offline (%s); %s", why, advice)
 
 
@@ -162,7 +234,7 @@ def _decide(requested: str, folder: Path) -> tuple[str, str]:
     import wandb
     from wandb.sdk.lib import wbauth
 
-    url = wandb.setup(_settings(show_info=False, quiet=True, x_service_wait=120)).settings.base_url
+    url = wandb.setup(_settings(silent=True, x_service_wait=120)).settings.base_url
     if requested in ("offline", "dryrun"):
         return "offline", "as asked"
     try:
@@ -173,6 +245,39 @@ def _decide(requested: str, folder: Path) -> tuple[str, str]:
         return "offline", "no API key, see `wandb login`"
     problem = "" if requested == "online" else _problem(url)
     return "offline" if problem else "online", problem
+
+
+def is_gone(error: Exception) -> bool:
+    """Tell whether W&B's own process has died, of which W&B's exceptions say so or nothing."""
+    return isinstance(error, ConnectionError) or _is_dead()
+
+
+def _is_dead() -> bool:
+    process = _process()
+    return process is not None and process.poll() is not None
+
+
+def _process() -> Any:
+    """W&B's own process, which only W&B's private parts know, a `subprocess.Popen`."""
+    setup: Any = importlib.import_module("wandb.sdk.wandb_setup")
+    try:
+        return setup._singleton._connection._proc._process
+    except AttributeError:  # it has not begun
+        return None
+
+
+def _tear_down(kill: bool = False) -> None:
+    """End W&B's own process; what this raises where it has died says no more than that."""
+    import wandb
+
+    process = _process()
+    if process is not None and kill:
+        process.kill()
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
+    if process is not None:
+        with suppress(subprocess.TimeoutExpired):  # it is no zombie then
+            process.wait(1.0)
 
 
 def _problem(url: str) -> str:

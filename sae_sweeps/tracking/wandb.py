@@ -5,7 +5,7 @@ and never sees W&B's exceptions. In this package wandb is imported only inside f
 outside of it not at all.
 """
 
-import logging
+import json
 import os
 import re
 import secrets
@@ -22,7 +22,10 @@ from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from sae_sweeps.tracking.mirror import Mirror
 from sae_sweeps.tracking.off import Off
 
-logger = logging.getLogger(__name__)
+WAITING_SHARE = 0.95
+"""Of the time there is in the end; then W&B's own process is ended."""
+TAGGED = ("architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model")
+"""Groups whose choice is a tag of a run, unless it is `none`."""
 
 
 @final
@@ -41,17 +44,18 @@ class Wandb(Tracking):
         self._requested = os.environ.get("WANDB_MODE") or mode
         self._tags = tags
         self._mirrors: list[Mirror] = []
+        self._summary: Mirror | None = None
         self._session = session.Session(self._requested)
 
     def open(self, run: Run) -> TrackedRun:
         """Start mirroring `run` in a W&B run of its own."""
-        choices = {choice for group, choice in run.choices.items() if group != "tracking"}
+        chosen = (run.choices.get(group, "none") for group in TAGGED)
         config = {**run.config, "label": run.label, "choices": run.choices}
-        for group, node in config.items():
-            config[group] = dict(_flat(node)) if isinstance(node, dict) else node
+        for name, value in config.items():
+            config[name] = dict(_flat(value)) if isinstance(value, dict) else _scalar(value)
         return self._open(
             run.folder,
-            tags=[*sorted(choices - {"none"}), *self._tags],
+            tags=[*(choice for choice in chosen if choice != "none"), *self._tags],
             config=config,
             dir=run.folder.parents[1],
             group=run.sweep,
@@ -61,9 +65,9 @@ class Wandb(Tracking):
 
     def summarise(self, summary: Summary) -> None:
         """Write the `sweep-summary` run; repeating it adds a step to the same run."""
-        self.close()  # which shows whether the server still answers
         run = self._open(
             summary.folder,
+            after=self._summary,
             tags=self._tags,
             dir=summary.folder,
             group=summary.sweep,
@@ -71,29 +75,33 @@ class Wandb(Tracking):
             job_type="sweep-summary",
         )
         if isinstance(run, Mirror):
-            run.tasks.put(partial(_log_report, summary))
-            run.finish({}, failed=False)
-            self.close()
+            self._summary = run
+            run.end(partial(_log_report, summary), exit_code=0)
 
     def close(self, limit_s: float | None = None) -> None:
-        """Wait for uploads, by default about as long as W&B tries; an open run ends as failed."""
-        limit = session.FINISH_LIMIT_S + 5 if limit_s is None else limit_s
-        deadline = time.monotonic() + limit
+        """Wait for uploads, by default as long as W&B tries; an open run ends as failed."""
+        limit = session.FINISH_LIMIT_S if limit_s is None else limit_s
+        now = time.monotonic()
         for mirror in self._mirrors:
             mirror.finish({}, failed=True)
-        late = [mirror for mirror in self._mirrors if not mirror.wait(deadline)]
+        late = [mirror for mirror in self._mirrors if not mirror.wait(now + WAITING_SHARE * limit)]
         if late:
-            logger.warning("W&B: gave up waiting for %d runs; their folders are whole", len(late))
-        self._session.report_failures()
+            self._session.abandon()
+            for mirror in late:  # which may bring what was not begun to an end offline
+                mirror.wait(now + limit)
+        if self._mirrors:
+            self._session.bury()
         self._mirrors.clear()
 
-    def _open(self, folder: Path, tags: list[str], **options: Any) -> TrackedRun:
+    def _open(
+        self, folder: Path, tags: list[str], after: Mirror | None = None, **options: Any
+    ) -> TrackedRun:
         if self._requested == "disabled":
             return Off()
         options |= self._where | {"tags": list(dict.fromkeys(tag[:64] for tag in tags if tag))}
         with self._session.reporting():
             options["id"] = _id(folder, options["name"])
-            mirror = Mirror(self._session, options, _rows(folder))
+            mirror = Mirror(self._session, options, folder, after)
             self._mirrors.append(mirror)
             return mirror
         return Off()
@@ -124,17 +132,15 @@ def _id(folder: Path, name: str) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _rows(folder: Path) -> list[str]:
-    """The rows of earlier attempts; a crash may have torn the last one."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [line for line in lines if line.endswith("}")]
-
-
 def _flat(node: Mapping[str, Any], path: str = "") -> Generator[tuple[str, Any]]:
     """Join nested keys with slashes; W&B filters by config names of at most three dots."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{key}/")
         else:
-            yield f"{path}{key}", value
+            yield f"{path}{key}", _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    """A list as text, since W&B does not filter or group by what is in lists."""
+    return json.dumps(value) if isinstance(value, list) else value

@@ -1,0 +1,45 @@
+"""What the companion commands say of themselves; the first line sums each one up."""
+
+STATUS_HELP = """\
+Tell how far each sweep is: one row a run, then counts and what to do next.
+
+States: done; running; pending: waits for its turn; preempted: its job was stopped and waits to go
+on; failed; lost: killed, cancelled or never started, and nobody works on it.
+
+--json writes a list of sweeps, each with the keys name, folder, over (nothing will happen by
+itself any more), problem (why SLURM could not be asked, or empty), counts (by state) and runs, each
+with name, label, k, seed, state, tokens, total_tokens, tokens_per_s, l0, fvu, job, node, reason
+and metrics. What is not known is null."""
+
+CANCEL_HELP = """\
+End what each sweep still has at work: its SLURM jobs, waiting or running, and the command that
+trains it on this machine. Checkpoints are kept.
+
+--json writes a list of sweeps, each with the keys name, folder, jobs (those cancelled) and pid
+(the process told to stop, or null)."""
+
+RETRY_HELP = """\
+Launch again the runs of each sweep that failed or were lost, from their checkpoints.
+
+They are launched as they were before, here or on SLURM, with the options of the sweep's manifest.
+To change anything, repeat the command that made the sweep with other options."""
+
+REPORT_HELP = """\
+Draw the report of each sweep again.
+
+Writes pareto.csv, pareto.png and report.html into its folder. Of several sweeps one more page,
+report.html in the folder that holds them all, shows them side by side."""
+
+SYNC_HELP = """\
+Upload to W&B what each sweep logged offline.
+
+Each row arrives once, however often this is repeated or interrupted. Runs that are at work are left
+for later. In the end the server is asked how many rows it has of each run.
+
+Needs an API key (`wandb login`, or WANDB_API_KEY); WANDB_BASE_URL names another server."""
+
+DASHBOARD_HELP = """\
+Make each sweep's W&B workspace, or renew it, and tell its address.
+
+It shows the sweep's runs alone: L0 against FVU, recovered cross-entropy and dead features, with the
+frontier, and their training curves. Needs pip install 'sae-sweeps[dashboards]' and an API key."""
