@@ -12,7 +12,8 @@ from typing import Any, final
 
 from sae_sweeps.tracking import offline
 from sae_sweeps.tracking.interface import TrackedRun, scalars
-from sae_sweeps.tracking.session import Refused, Session, Started, is_gone
+from sae_sweeps.tracking.service import is_gone
+from sae_sweeps.tracking.session import Refused, Session, Started
 
 Task = Callable[[Any], None]
 """What is to be done with a W&B run."""

@@ -1,12 +1,10 @@
 """A process's dealings with W&B: online or offline, and the start of its runs."""
 
-import importlib
 import logging
 import os
-import subprocess
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +12,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from sae_sweeps.run import ConfigError
-from sae_sweeps.tracking import offline
+from sae_sweeps.tracking import offline, service
 from sae_sweeps.tracking.server import Server
 
 logger = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class Session:
             try:
                 return self._start(options)
             except Exception as error:
-                if self.abandoned or not is_gone(error):
+                if self.abandoned or not service.is_gone(error):
                     raise
                 self._renew()
                 return self._start(options)
@@ -92,14 +90,17 @@ class Session:
         self._go_offline("it was not done in time")
         self.abandoned, self._ready = True, False
         self._life += 1
-        _tear_down(kill=True)
+        service.tear_down(kill=True)
 
-    def bury(self) -> None:
-        """Forget W&B's own process if it has died, or it would be missed when ours ends."""
-        if _is_dead():
+    def bury(self, leaving: bool) -> None:
+        """Forget W&B's own process if it has died or, `leaving`, may die any moment.
+
+        Otherwise it would be missed when ours ends.
+        """
+        if leaving or service.is_dead():
             self._ready = False
             self._life += 1
-            _tear_down()
+            service.tear_down()
 
     @contextmanager
     def reporting(self) -> Generator[None]:
@@ -128,7 +129,7 @@ class Session:
             return
         self._life += 1
         logger.warning("W&B: its process is gone; runs go on in a new one")
-        _tear_down()
+        service.tear_down()
         self._mode, _ = _decide(self._mode or self._requested, self._folder)
 
     def _start_online(self, options: dict[str, Any]) -> Started | None:
@@ -137,7 +138,7 @@ class Session:
         try:
             run = self._init(options)
         except Exception as error:
-            if is_gone(error):
+            if service.is_gone(error):
                 raise
             self._go_offline(_line(error))
             self._clear_up(options["id"], earlier)
@@ -186,7 +187,7 @@ class Session:
         """After the first start failed, let go of its id: the server has nothing of that start."""
         if self._started > 0:  # a teardown would end the other runs; this one goes on apart
             return
-        _tear_down()
+        service.tear_down()
         _decide("offline", self._folder)
         before = {fragment.path for fragment in earlier}
         for fragment in self._earlier(id):
@@ -234,6 +235,7 @@ def _decide(requested: str, folder: Path) -> tuple[str, str]:
     import wandb
     from wandb.sdk.lib import wbauth
 
+    service.hush()
     url = wandb.setup(_settings(silent=True, x_service_wait=120)).settings.base_url
     if requested in ("offline", "dryrun"):
         return "offline", "as asked"
@@ -245,39 +247,6 @@ def _decide(requested: str, folder: Path) -> tuple[str, str]:
         return "offline", "no API key, see `wandb login`"
     problem = "" if requested == "online" else _problem(url)
     return "offline" if problem else "online", problem
-
-
-def is_gone(error: Exception) -> bool:
-    """Tell whether W&B's own process has died, of which W&B's exceptions say so or nothing."""
-    return isinstance(error, ConnectionError) or _is_dead()
-
-
-def _is_dead() -> bool:
-    process = _process()
-    return process is not None and process.poll() is not None
-
-
-def _process() -> Any:
-    """W&B's own process, which only W&B's private parts know, a `subprocess.Popen`."""
-    setup: Any = importlib.import_module("wandb.sdk.wandb_setup")
-    try:
-        return setup._singleton._connection._proc._process
-    except AttributeError:  # it has not begun
-        return None
-
-
-def _tear_down(kill: bool = False) -> None:
-    """End W&B's own process; what this raises where it has died says no more than that."""
-    import wandb
-
-    process = _process()
-    if process is not None and kill:
-        process.kill()
-    with suppress(Exception, SystemExit):
-        wandb.teardown()
-    if process is not None:
-        with suppress(subprocess.TimeoutExpired):  # it is no zombie then
-            process.wait(1.0)
 
 
 def _problem(url: str) -> str:

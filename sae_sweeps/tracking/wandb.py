@@ -90,7 +90,7 @@ class Wandb(Tracking):
             for mirror in late:  # which may bring what was not begun to an end offline
                 mirror.wait(now + limit)
         if self._mirrors:
-            self._session.bury()
+            self._session.bury(leaving=limit_s is not None)
         self._mirrors.clear()
 
     def _open(
