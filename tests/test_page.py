@@ -268,6 +268,17 @@ def test_training_curves_are_thinned_to_their_last_row(opened: Opened) -> None:
         assert set(curve["train/loss"]) == {None}  # what is no number is none here
 
 
+def test_l0s_add_up_to_all_tokens(opened: Opened) -> None:
+    lines = opened.ask("document.querySelector('#l0').data.map(line => [line.x, line.y])")
+    shown = opened.ask("content.runs.filter(run => run.row.k === state.k).map(run => run.l0s)")
+    assert len(lines) == len(shown) == 18
+    for (xs, ys), kept in zip(lines, shown, strict=True):
+        counts = kept["counts"]
+        upto = [sum(counts[: i + 1]) / sum(counts) for i in range(len(counts))]
+        assert xs == [edge - 1 for edge in kept["edges"][1:]]
+        assert ys == pytest.approx(upto)
+
+
 # ---------------------------------------------------------------- controls
 
 

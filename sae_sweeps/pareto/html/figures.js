@@ -197,15 +197,15 @@ function densityFigure(curves, styles) {
   return { traces, layout: layout("<b>Firing densities</b>  (share of latents)", x, axis("")) };
 }
 
+/** As shares of all tokens up to an L0, since with token choice all tokens have the same. */
 function l0Figure(curves, styles) {
   const traces = runTraces(curves, styles, ({ l0s }) => {
     if (!l0s) return null;
-    const width = l0s.edges[1] - l0s.edges[0];
-    const middles = l0s.edges.slice(0, -1).map((edge) => edge + (width - 1) / 2);
-    return [middles, shares(l0s.counts).map((share) => share / width)];
+    let upTo = 0;
+    return [l0s.edges.slice(1).map((edge) => edge - 1), shares(l0s.counts).map((share) => (upTo += share))];
   });
   const x = axis("active latents of one token");
-  return { traces, layout: layout("<b>L0 per token</b>  (share of tokens)", x, axis("")) };
+  return { traces, layout: layout("<b>L0 per token</b>  (share of tokens with as many or fewer)", x, axis("")) };
 }
 
 function trainingFigure(curves, styles, measure, title) {
