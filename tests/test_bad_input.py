@@ -122,7 +122,10 @@ BAD: dict[str, list[str]] = {
     "'--bogus' is not a flag.": ["--bogus"],
     "'--config-dirr' is not a flag. Did you mean '--config-dir'?": ["--config-dirr", "x=1"],
     "argument --cfg/-c: invalid choice: 'jb'": ["-c", "jb"],
-    "'reprot' is not a command (status, wait, cancel, retry, report) nor": ["reprot", "x=1"],
+    "'reprot' is not a command (status, wait, cancel, retry, report, sync, dashboard) nor": [
+        "reprot",
+        "x=1",
+    ],
     "'outputs/x' is not a command": ["outputs/x"],
 }
 
