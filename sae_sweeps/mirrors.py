@@ -6,7 +6,8 @@ from pathlib import Path
 from sae_sweeps import manifest, status
 from sae_sweeps.launching.summary import complain, say
 from sae_sweeps.manifest import Manifest
-from sae_sweeps.run import ConfigError
+from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.status import SweepStatus
 
 
 def sync(folders: Sequence[Path]) -> int:
@@ -23,18 +24,30 @@ def sync(folders: Sequence[Path]) -> int:
     failed = False
     for sweep in found:
         folder = sweep.folder.resolve()
-        if not sync.logs(folder):
+        if not (folder / "wandb").is_dir():
             say(f"{sweep.name}: nothing to upload, there are no W&B runs in its folder")
             continue
         server = server or sync.Server()
         running = {run.name for run in sweep.runs if run.state == "running"}
         with sync.bar(sweep.name) as advance:
-            outcome = sync.sync(folder, running, server, advance)
+            outcome = sync.sync(folder, running, _over(sweep), server, advance)
         for id, why in outcome.failed.items():
             complain(f"W&B run {id} is not uploaded whole: {why}")
         say(f"{sweep.name}: {outcome.line()}")
         failed |= bool(outcome.failed)
     return int(failed)
+
+
+def _over(sweep: SweepStatus) -> list[Run]:
+    """Give the runs that have a result or have failed."""
+    found = manifest.read(sweep.folder)
+    states = {run.name: run.state for run in sweep.runs}
+    home = sweep.folder.resolve() / "runs"
+    return [
+        Run(name, found.name, home / name, point.config, point.choices, point.overrides)
+        for name, point in dict(zip(found.runs, found.points, strict=True)).items()
+        if states.get(name) in ("done", "failed")
+    ]
 
 
 def dashboard(folders: Sequence[Path]) -> int:

@@ -4,6 +4,7 @@ The real client uploads to a server on the loopback interface.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from wandb_offline import read as read_back
 
 from sae_sweeps import commands
 from sae_sweeps.run import Run
-from sae_sweeps.tracking import offline, sync
+from sae_sweeps.tracking import log_format, offline, sync
 from sae_sweeps.tracking.interface import Summary
 from sae_sweeps.tracking.pending import Pending
 from sae_sweeps.tracking.server import Served
@@ -37,6 +38,8 @@ from sae_sweeps.tracking.wandb import Wandb
 Mode = Literal["offline", "online"]
 KEY = "k" * 40
 DEAD = "http://127.0.0.1:9"
+WHERE: dict[str, Any] = {"project": "saes", "entity": "lab", "tags": []}
+TRACKING = {"_target_": "sae_sweeps.tracking.wandb.Wandb", "mode": "auto", **WHERE}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +72,10 @@ class Sweep:
 
     def __init__(self, folder: Path, runs: int = 1) -> None:
         self.folder = fabricated(folder, [None] * runs)
+        manifest = json.loads((self.folder / "sweep.json").read_text())
+        for point in manifest["points"]:
+            point["config"]["tracking"] = TRACKING
+        (self.folder / "sweep.json").write_text(json.dumps(manifest))
 
     def run(self, number: int) -> Run:
         choices = {"architecture": "relu", "allocator": "token_choice"}
@@ -202,12 +209,15 @@ def test_bad_logs_keep_no_other_from_arriving(
         os.truncate(sweep.logs(f"s{number}")[0], size)
     torn = sweep.logs("s3")[0]
     os.truncate(torn, 5000)
-    kept = [row["tokens_seen"] for row in read_back(torn.parent).rows]
-    assert uploaded(sweep.folder) == (0, "sweep: W&B runs: 2 uploaded", [])
-    assert served(backend.runs[sweep.id(4)]) == sweep.rows(4)
-    assert 0 < len(kept) < 20
-    assert [row["tokens_seen"] for row in served(backend.runs[sweep.id(3)])] == kept
-    assert backend.runs[sweep.id(3)].exit_code == 1
+    assert 0 < len(read_back(torn.parent).rows) < 20
+    (sweep.run(3).folder / "result.json").unlink()  # not over: another attempt goes on
+    line = "sweep: W&B runs: 2 uploaded, 3 completed from the runs' folders"
+    assert uploaded(sweep.folder) == (0, line, [])
+    assert len(backend.runs[sweep.id(3)].rows()) < 20 and backend.runs[sweep.id(3)].exit_code == 1
+    for number in (0, 1, 2, 4):
+        run = backend.runs[sweep.id(number)]
+        assert (served(run), run.exit_code) == (sweep.rows(number), 0)
+        assert run.summary["final/l0"] == 7.5
     assert len(list((sweep.folder / "wandb" / offline.ASIDE).glob("*/*.wandb"))) == 3
 
 
@@ -583,6 +593,113 @@ def test_a_run_begun_apart_takes_the_place_of_what_was_partly_sent(
     assert served(backend.runs[f"{sweep.id()}-offline1"]) == sweep.rows()
 
 
+def final(sweep: Sweep, number: int) -> dict[str, Any]:
+    """A run's figures as W&B must have them."""
+    result = json.loads((sweep.run(number).folder / "result.json").read_text())
+    figures = result["metrics"] | {"tokens_seen": result["tokens"]}
+    return {f"final/{key}": value for key, value in figures.items() if value is not None}
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_what_wandb_was_never_told_comes_from_the_runs_folders(
+    tmp_path: Path, backend: Backend, uploaded: Uploaded, mode: Mode
+) -> None:
+    """Killed after its result, without its last rows, without any log, failed, under way."""
+    sweep = Sweep(tmp_path / "sweep", 5)
+    sweep.train(20, 20, 20, 20, 20, mode=mode, failed=True)
+    finish(sweep.folder, 0, 1, 2)
+    (sweep.run(3).folder / "failed.json").write_text('{"error": "NaN"}')
+    for number in (1, 2, 3, 4):
+        with (sweep.run(number).folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(attempt_row(index, 5)) + "\n" for index in range(21, 31))
+    for log in sweep.logs("s2"):
+        shutil.rmtree(log.parent)
+        backend.runs.pop(sweep.id(2), None)
+    line = "4 completed from the runs' folders"
+    first = {"offline": f"sweep: W&B runs: 1 uploaded, {line}"}
+    first["online"] = f"sweep: W&B runs: 1 there already, {line}"
+    assert uploaded(sweep.folder) == (0, first[mode], [])
+    for number in range(4):
+        run = backend.runs[sweep.id(number)]
+        assert served(run) == sweep.rows(number)
+        assert run.exit_code == (number == 3)
+        shown = {key: value for key, value in run.summary.items() if key.startswith("final/")}
+        assert shown == ({} if number == 3 else final(sweep, number))
+    assert len(backend.runs[sweep.id(4)].rows()) == 20  # it will tell the rest itself
+    assert uploaded(sweep.folder) == (0, "sweep: W&B runs: 5 there already", [])
+
+
+def test_figures_measured_anew_replace_those_before(
+    tmp_path: Path, backend: Backend, uploaded: Uploaded
+) -> None:
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.train(20)
+    assert uploaded(sweep.folder)[0] == 0
+    path = sweep.run(0).folder / "result.json"
+    result = json.loads(path.read_text())
+    result["metrics"] |= {"l0": 9.5, "fvu": math.nan}
+    path.write_text(json.dumps(result))
+    done = "sweep: W&B runs: 1 completed from the runs' folders"
+    assert uploaded(sweep.folder) == (0, done, [])
+    run = backend.runs[sweep.id()]
+    assert (served(run), run.summary["final/l0"]) == (sweep.rows(), 9.5)
+    assert uploaded(sweep.folder) == (0, "sweep: W&B runs: 1 there already", [])
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_log_that_lost_rows_which_the_server_has(
+    tmp_path: Path, backend: Backend, uploaded: Uploaded, agrees: bool
+) -> None:
+    """The run's own folder tells whether it goes on from there."""
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.train(20, mode="online", failed=True)
+    finish(sweep.folder, 0)
+    (log,) = (sweep.folder / "wandb").glob("run-2*/*.wandb")
+    log.with_name(f"{log.name}.uploaded").unlink()
+    ends = [end for end, _ in log_format.whole_records(log.read_bytes())]
+    os.truncate(log, ends[len(ends) // 2])
+    left = offline.content(log).rows
+    assert 0 < left < 20
+    if not agrees:
+        path = sweep.run(0).folder / "metrics.jsonl"
+        path.write_text("".join(path.read_text().splitlines(True)[1:]))
+    code, line, complaints = uploaded(sweep.folder)
+    run = backend.runs[sweep.id()]
+    if agrees:
+        done = "sweep: W&B runs: 1 completed from the runs' folders"
+        assert (code, line, complaints) == (0, done, [])
+        assert served(run) == sweep.rows()
+        assert run.summary["final/l0"] == 7.5
+    else:
+        assert (code, line) == (1, "sweep: W&B runs: 1 failed")
+        assert f"has 20 of {left} rows, so that some are not from here" in complaints[0]
+        assert len(run.rows()) == 20
+
+
+@pytest.mark.slow
+def test_what_cannot_be_completed_is_told_and_repeated(
+    tmp_path: Path, backend: Backend, uploaded: Uploaded
+) -> None:
+    """Logs that were cleaned away are no reason to send rows again."""
+    sweep = Sweep(tmp_path / "sweep", 2)
+    sweep.train(20, 20)
+    assert uploaded(sweep.folder)[0] == 0
+    for log in sweep.logs():
+        shutil.rmtree(log.parent)
+    with (sweep.run(0).folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(attempt_row(21, 5)) + "\n")
+    backend.refuse = lambda name: 403 if "file_stream" in name and sweep.id(0) in name else None
+    code, line, complaints = uploaded(sweep.folder)
+    assert (code, line) == (1, "sweep: W&B runs: 1 completed from the runs' folders, 1 failed")
+    assert [complaint for complaint in complaints if sweep.id(0) in complaint] == [
+        f"sae-sweeps: W&B run {sweep.id(0)} is not uploaded whole: the server did not take what"
+        " its folder has and W&B's log lacks"
+    ]
+    backend.refuse = lambda name: None  # noqa: ARG005
+    assert uploaded(sweep.folder)[0] == 0
+    assert [served(backend.runs[sweep.id(n)]) for n in range(2)] == [sweep.rows(0), sweep.rows(1)]
+
+
 def test_two_uploads_of_one_sweep_at_once(
     tmp_path: Path, backend: Backend, uploaded: Uploaded
 ) -> None:
@@ -635,6 +752,6 @@ def test_other_verbs_load_nothing_of_it() -> None:
 @given(st.lists(st.binary(min_size=1, max_size=150), max_size=8))
 def test_what_is_written_is_read_back(payloads: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "BLOCK", 64)
-        log = offline.written(payloads, b":W&B\0\0\0")
-        assert [payload for _, payload in offline.whole_records(log)] == payloads
+        patch.setattr(log_format, "BLOCK", 64)
+        log = log_format.written(payloads, b":W&B\0\0\0")
+        assert [payload for _, payload in log_format.whole_records(log)] == payloads

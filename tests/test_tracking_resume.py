@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from wandb_backend import HISTORY, Backend, ServedRun
 from wandb_offline import read as read_back
 
-from sae_sweeps.tracking import offline
+from sae_sweeps.tracking import log_format, offline
 from tests.launches import Launch, Launches, launches, until
 
 __all__ = ["launches"]  # a fixture
@@ -276,11 +276,11 @@ records = st.lists(st.binary(min_size=1, max_size=150), max_size=6)
 @given(records)
 def test_a_log_torn_at_any_byte_is_read_up_to_the_last_whole_record(payloads: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "BLOCK", 64)
+        patch.setattr(log_format, "BLOCK", 64)
         log, ends = written(payloads, 64)
         for size in range(len(log) + 1):
             whole = [(end, p) for end, p in zip(ends, payloads, strict=True) if end <= size]
-            assert list(offline.whole_records(log[:size])) == whole
+            assert list(log_format.whole_records(log[:size])) == whole
 
 
 @given(records.filter(bool), st.data())
@@ -290,7 +290,7 @@ def test_a_wrong_byte_ends_the_reading(payloads: list[bytes], data: st.DataObjec
     wrong = bytearray(log)
     wrong[place] ^= data.draw(st.integers(1, 255))
     whole = [(end, p) for end, p in zip(ends, payloads, strict=True) if end <= place]
-    assert list(offline.whole_records(bytes(wrong))) == whole
+    assert list(log_format.whole_records(bytes(wrong))) == whole
 
 
 def test_a_real_log_cut_anywhere_tells_its_last_row(place: Place) -> None:

@@ -45,7 +45,7 @@ class Mirror(TrackedRun):
         self._rows = 0  # and this many of those to come
         self._written: float = 0  # the last row that this process told W&B
         self.tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self.tasks.put(partial(self._catch_up, _rows(folder)))
+        self.tasks.put(partial(self._catch_up, rows_of(folder)))
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -55,7 +55,7 @@ class Mirror(TrackedRun):
 
     def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
         """Queue the end; a second one does nothing."""
-        self.end(partial(_summarise, summary), exit_code=int(failed))
+        self.end(lambda run: run.summary.update(figures(summary)), exit_code=int(failed))
 
     def preempt(self) -> None:
         """Queue the end of an attempt that another will follow."""
@@ -102,7 +102,7 @@ class Mirror(TrackedRun):
             self._session.revive(self._started)
             self._started = started = self._start()
             if started is not None:
-                self._catch_up(_rows(self._folder), started.run)
+                self._catch_up(rows_of(self._folder), started.run)
                 task(started.run)
 
     def _catch_up(self, rows: list[str], run: Any) -> None:
@@ -131,18 +131,18 @@ class Mirror(TrackedRun):
             _raise_if_unwritten(log, self._written)
 
 
-def _rows(folder: Path) -> list[str]:
+def rows_of(folder: Path) -> list[str]:
     """The rows that a run's folder has; a crash may have torn the last one."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [line for line in lines if line.endswith("}")]
 
 
-def _summarise(result: Mapping[str, Any], run: Any) -> None:
+def figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the figures of a `result.json` as W&B's summary does; none if it is empty."""
     tokens = {"tokens_seen": result["tokens"]} if "tokens" in result else {}
     flat = {f"eval/{key}": value for key, value in result.get("metrics", {}).items()}
-    flat |= {f"final/{key}": value for key, value in (scalars(result) | tokens).items()}
-    run.summary.update(flat)
+    return flat | {f"final/{key}": value for key, value in (scalars(result) | tokens).items()}
 
 
 def _raise_if_refused(log: Path) -> None:

@@ -11,17 +11,15 @@ import importlib
 import json
 import os
 import shutil
-import struct
 import time
-import zlib
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAGIC, FILE_HEAD, BLOCK, CHUNK_HEAD = b":W&B", 7, 32768, 7
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+from sae_sweeps.tracking.log_format import FILE_HEAD, whole_records, written
+
 ASIDE, REST = ".set-aside", ".rest"
 WRITER_LIMIT_S = 10.0  # W&B's process ends within a second of the one that started it
 
@@ -82,6 +80,8 @@ class Content:
     online: bool
     moved: list[str]
     """Files of tables that it names and that are not there any more, as when a sweep is copied."""
+    summary: dict[str, Any]
+    """What it says of the whole run, by name."""
 
 
 def read(path: Path) -> Fragment:
@@ -105,7 +105,7 @@ def content(path: Path) -> Content:
     Raises:
         OSError: if it cannot be read.
     """
-    run, rows, first, staged = None, 0, None, list[str]()
+    run, rows, first, staged, summary = None, 0, None, list[str](), dict[str, Any]()
     for payload in _payloads(path):
         record = _records().Record.FromString(payload)
         kind = record.WhichOneof("record_type")
@@ -116,6 +116,8 @@ def content(path: Path) -> Content:
             first = record.history.step.num if first is None else first
         elif kind == "artifact":
             staged += [entry.local_path for entry in record.artifact.manifest.contents]
+        elif kind == "summary":
+            summary |= {_name(item): json.loads(item.value_json) for item in record.summary.update}
     assert run is not None
     before = _starting_step(path)
     online = not path.parent.name.startswith("offline-")
@@ -123,9 +125,8 @@ def content(path: Path) -> Content:
         before = first
     moved = [name for name in staged if name and not Path(name).exists()]
     where = run.entity, run.project, run.run_id
-    return Content(
-        read(path), where, run.start_time.ToNanoseconds() / 1e9, rows, before, online, moved
-    )
+    started = run.start_time.ToNanoseconds() / 1e9
+    return Content(read(path), where, started, rows, before, online, moved, summary)
 
 
 def present(fragment: Fragment, name: str) -> Path:
@@ -247,52 +248,10 @@ def _beside(path: Path, end: str) -> Path:
 
 def _tokens(record: Any) -> int:
     for item in record.history.item:
-        if (list(item.nested_key) or [item.key]) == ["tokens_seen"]:
+        if _name(item) == "tokens_seen":
             return int(item.value_json)
     return 0
 
 
-def whole_records(content: bytes) -> Generator[tuple[int, bytes]]:
-    """Give each whole record with its end, up to the first thing that is none.
-
-    A record is one `FULL` chunk or several, of which one is the `LAST`. No chunk crosses the edge
-    of a block; less space than a chunk's head before an edge is filled up.
-    """
-    position, parts = FILE_HEAD, list[bytes]()
-    if not content.startswith(MAGIC):
-        return
-    while True:
-        left = BLOCK - position % BLOCK
-        position += left if left < CHUNK_HEAD else 0
-        head = content[position : position + CHUNK_HEAD]
-        if len(head) < CHUNK_HEAD:
-            return
-        checksum, size, kind = struct.unpack("<IHB", head)
-        start, position = position + CHUNK_HEAD, position + CHUNK_HEAD + size
-        chunk = content[start:position]
-        if len(chunk) < size or zlib.crc32(chunk, zlib.crc32(head[-1:])) != checksum:
-            return
-        parts.append(chunk)
-        if kind in (FULL, LAST):
-            yield position, b"".join(parts)
-            parts = []
-
-
-def written(payloads: list[bytes], head: bytes) -> bytes:
-    """Write records as a log that begins with `head`; the reverse of `whole_records`."""
-    log = bytearray(head)
-    for payload in payloads:
-        rest, kinds = memoryview(payload), (FULL, FIRST)
-        while True:
-            left = BLOCK - len(log) % BLOCK
-            if left < CHUNK_HEAD:
-                log += bytes(left)
-                left = BLOCK
-            chunk, rest = rest[: left - CHUNK_HEAD], rest[left - CHUNK_HEAD :]
-            kind = kinds[1] if rest else kinds[0]
-            checksum = zlib.crc32(chunk, zlib.crc32(bytes([kind])))
-            log += struct.pack("<IHB", checksum, len(chunk), kind) + chunk
-            kinds = (LAST, MIDDLE)
-            if not rest:
-                break
-    return bytes(log)
+def _name(item: Any) -> str:
+    return ".".join(item.nested_key) or item.key

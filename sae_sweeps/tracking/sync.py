@@ -3,12 +3,14 @@
 `wandb sync` does the uploading. What it says of itself is not relied on, measured with wandb 0.31:
 it marks a run as uploaded whose rows the server refused, it repeats all rows of an upload that was
 interrupted, and it ends with exit code 0 whatever happened. So the server is asked how many rows of
-each run it has, before and after; what it has already is left out of what is uploaded.
+each run it has, before and after; what it has already is left out of what is uploaded. In the end,
+what W&B's logs lack of a run that is over comes from the run's own folder.
 """
 
+import json
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +20,10 @@ from typing import final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from sae_sweeps.run import ConfigError, one_line
-from sae_sweeps.tracking import offline
+from sae_sweeps.run import ConfigError, Run, one_line
+from sae_sweeps.tracking import completing, offline
+from sae_sweeps.tracking.mirror import rows_of
+from sae_sweeps.tracking.offline import Content
 from sae_sweeps.tracking.pending import (
     CannotUpload,
     Pending,
@@ -47,12 +51,16 @@ class Outcome:
     left: set[str] = field(default_factory=set[str])
     unverified: set[str] = field(default_factory=set[str])
     """Of those uploaded or there."""
+    completed: set[str] = field(default_factory=set[str])
+    """From the runs' own folders; of those uploaded or there, if they had been told at all."""
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Why."""
 
     def line(self) -> str:
         """Say it in one line."""
-        good = {"uploaded": self.uploaded, "there already": self.there}
+        good = {"uploaded": self.uploaded - self.completed}
+        good["there already"] = self.there - self.completed
+        good["completed from the runs' folders"] = self.completed
         good["still written and left for later"] = self.left
         counts = {what: len(ids - set(self.failed)) for what, ids in good.items()}
         parts = [f"{count} {what}" for what, count in counts.items() if count]
@@ -73,16 +81,22 @@ def bar(name: str) -> Generator[Callable[[int, int], None]]:
 
 
 def sync(
-    folder: Path, running: set[str], server: Server, advance: Callable[[int, int], None]
+    folder: Path,
+    running: set[str],
+    over: Sequence[Run],
+    server: Server,
+    advance: Callable[[int, int], None],
 ) -> Outcome:
     """Upload what lies offline in a sweep's `wandb/`, and see whether it has arrived.
 
-    A log that a kill tore is mended, and one without a record set aside. Runs that somebody is
-    still writing are left for later. It can be interrupted and repeated at any time.
+    A log that a kill tore is mended, and one without a record set aside. What W&B was never told of
+    a run that is over, it is told now. Runs that somebody is still writing are left for later. It
+    can be interrupted and repeated at any time.
 
     Args:
         folder: the sweep's.
         running: names of the sweep's runs that are at work.
+        over: the sweep's runs that have a result or have failed.
         server: whom to upload to.
         advance: told from time to time how many W&B runs are uploaded, and of how many.
 
@@ -90,7 +104,7 @@ def sync(
         ConfigError: if another process is uploading the sweep.
     """
     with alone(folder / "wandb") as lock:
-        return _Sync(folder, server, lock, advance).run(running)
+        return _Sync(folder, server, lock, advance).run(running, over)
 
 
 @final
@@ -103,10 +117,11 @@ class _Sync:
         self.folder, self.server, self.lock, self.advance = folder, server, lock, advance
         self.outcome = Outcome()
         self.failed = self.outcome.failed
+        self.unlike = set[str]()  # those whose logs do not go on where the server's rows end
         self.said: dict[str, str] = {}
 
-    def run(self, running: set[str]) -> Outcome:
-        """Upload what is to be uploaded, and ask for all of it."""
+    def run(self, running: set[str], over: Sequence[Run]) -> Outcome:
+        """Upload what is to be uploaded, ask for all of it, and complete what is over."""
         self._clear()
         runs = self._runs(running)
         todo = [run for run in runs if not run.settled]
@@ -121,7 +136,48 @@ class _Sync:
             for run in todo:
                 run.settle(good=run.id in good)
             self._clear()
+        self._complete(over)
         return self.outcome
+
+    def _complete(self, over: Sequence[Run]) -> None:
+        """Tell W&B what it lacks of runs that are over."""
+        ids = {id: run for run in over if (id := completing.id_of(run))}
+        for id in self.outcome.left | set(self.failed):
+            if not (id in self.unlike and id in ids and self._goes_on(ids[id], id)):
+                ids.pop(base_of(id), None)
+        lacking = self._lacking(ids)
+        if not lacking:
+            return
+        completing.complete([ids[id] for id in lacking])
+        self.outcome.completed = lacking
+        still = self._lacking({id: ids[id] for id in lacking})
+        for id in lacking - still:
+            self.failed.pop(id, None)
+        for id in still:
+            self.failed[id] = "the server did not take what its folder has and W&B's log lacks"
+
+    def _goes_on(self, run: Run, id: str) -> bool:
+        """Whether a run's own folder goes on where the server's rows end, if W&B's log does not."""
+        where = completing.place(run, id)
+        served, rows = self.server.rows([where])[where], rows_of(run.folder)
+        if served is None or not 0 < served.rows <= len(rows):
+            return False
+        return json.loads(rows[served.rows - 1])["tokens"] == served.tokens
+
+    def _lacking(self, runs: Mapping[str, Run]) -> set[str]:
+        """Give the W&B ids of those that the server does not have whole, as themselves or apart."""
+        told: dict[str, list[Content]] = {id: [] for id in runs}
+        for path in logs(self.folder):
+            id = base_of(id_of(path))
+            if id in told and offline.read(path).settled:
+                told[id].append(offline.content(path))
+        places = {id: {log.run for log in told[id]} for id in runs}
+        for id, run in runs.items():
+            places[id].add(completing.place(run, id))
+        served = self.server.rows(where for several in places.values() for where in several)
+        rows = {id: [served[where] for where in several] for id, several in places.items()}
+        counts = {id: max((s.rows for s in found if s), default=None) for id, found in rows.items()}
+        return {id for id in runs if not completing.is_whole(runs[id], told[id], counts[id])}
 
     def _clear(self) -> None:
         shutil.rmtree(self.folder / "wandb" / offline.REST, ignore_errors=True)
@@ -231,5 +287,6 @@ class _Sync:
             yield
         except CannotUpload as error:
             self.failed[id] = str(error)
+            self.unlike.add(id)
         except OSError as error:
             self.failed[id] = one_line(error)
