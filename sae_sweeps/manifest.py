@@ -118,6 +118,13 @@ def _launch(found: Mapping[str, Any]) -> Launch:
     return Launch(*words, packs, *where, found.get("git") or {}, found.get("packages", {}))
 
 
+def typed(argv: Sequence[str]) -> str:
+    """Word a process's arguments as one would type them, without folders of programs."""
+    names = [Path(word).name for word in argv]
+    start = names.index("sae-sweeps") if "sae-sweeps" in names[:2] else 0
+    return shlex.join([names[start], *argv[start + 1 :]])
+
+
 def next_launch(folder: Path) -> int:
     """Number the launch to come, from 1; raises ConfigError for a manifest of another version."""
     found = _load(folder / "sweep.json")
@@ -143,7 +150,7 @@ def write(plan: Plan, packs: Sequence[Pack], launcher: Mapping[str, Any]) -> Non
         launch = _of_launch(before)
     else:
         earlier = [*earlier, *([_of_launch(before)] if before else [])]
-        launch = {"command": shlex.join(sys.orig_argv), "cwd": str(Path.cwd()), **mine}
+        launch = {"command": typed(sys.orig_argv), "cwd": str(Path.cwd()), **mine}
         launch |= {"git": git_state(), "packages": versions(), "search_path": search_path()}
     launch |= {"launcher": dict(launcher), "packs": [asdict(pack) for pack in packs]}
     manifest = {"version": VERSION, "name": plan.name, **launch}

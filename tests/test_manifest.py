@@ -102,3 +102,15 @@ def test_a_manifest_of_another_version_is_not_written_over(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="has version 1"):
         manifest.next_launch(tmp_path)
     assert path.read_text() == '{"version": 1}'
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["/v/bin/python3", "/v/bin/sae-sweeps", "-m", "k=4,8"], "sae-sweeps -m k=4,8"),
+        (["/v/bin/python3", "-m", "sae_sweeps", "name=a b"], "python3 -m sae_sweeps 'name=a b'"),
+        (["/v/bin/python3", "-c", "x", "a/sae-sweeps"], "python3 -c x a/sae-sweeps"),
+    ],
+)
+def test_a_command_is_kept_as_it_is_typed(argv: list[str], words: str) -> None:
+    assert manifest.typed(argv) == words
