@@ -1,7 +1,7 @@
 """What W&B's own files say: which rows of a run it has, and whether `wandb sync` can read them.
 
 W&B writes what it was told into `<sweep>/wandb/[offline-]run-<time>-<id>/run-<id>.wandb`, one such
-fragment per attempt: a log in LevelDB's format of protobuf records, flushed about every second.
+fragment per attempt: a log in LevelDB's format of protobuf records, flushed every two seconds.
 What a kill leaves of it stops `wandb sync`, measured with wandb 0.31: a log with no record in it
 stops the upload of all runs of the folder, and one that ends within a record that of all later
 fragments of the same run.

@@ -2,6 +2,7 @@
 
 import importlib
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from functools import cache
@@ -44,6 +45,23 @@ def hush() -> None:
             before(args)
 
     threading.excepthook = hook
+
+
+@cache
+def leave_launch_out() -> None:
+    """Keep runs from loading W&B Launch to see whether it has something for them.
+
+    It can only have that where it was loaded before. Loading takes a second of CPU time where
+    thousands of modules are loaded: pydantic goes through them all for each of its models.
+    """
+    run: Any = importlib.import_module("wandb.sdk.wandb_run").Run
+    apply = getattr(run, "_detect_and_apply_job_inputs", None)
+
+    def apply_where_loaded(self: Any) -> None:
+        if "wandb.sdk.launch" in sys.modules and apply is not None:
+            apply(self)
+
+    run._detect_and_apply_job_inputs = apply_where_loaded
 
 
 def _is_wandbs(trace: TracebackType | None) -> bool:

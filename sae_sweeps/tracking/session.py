@@ -22,6 +22,9 @@ UPLOAD_SHARE = 0.8  # of it, after which W&B gives up, so that there is time to 
 REVIVALS = 3  # of W&B's own process, which something may kill each time
 INIT_LIMIT_S = 30.0
 PROBE_LIMIT_S = 2.0
+GIT = ("git_commit", "git_remote_url")
+FLUSH_EVERY_S = 2.0
+"""15 by default; what a kill takes is told again by the next attempt, or by `sync`."""
 FIRST_SENDS_EVERY_S, OTHERS_SEND_EVERY_S = 15.0, 60.0  # W&B limits rates by project
 
 
@@ -54,6 +57,7 @@ class Session:
         self._lock = threading.Lock()  # one start at a time; the first may change the mode
         self._started = 0
         self._life = 0  # counts W&B's own processes, of which there is one at a time
+        self._git: dict[str, Any] = {}  # what W&B found, for all runs but the first
         self.abandoned = False
         self._told: set[type[Exception]] = set()
         self._told_offline = False
@@ -203,14 +207,17 @@ class Session:
             finish_timeout=UPLOAD_SHARE * FINISH_LIMIT_S,
             finish_timeout_raises=True,
             init_timeout=INIT_LIMIT_S,
-            x_transaction_log_flush_interval=1.0,  # 15 s by default, lost when a job is killed
+            x_transaction_log_flush_interval=FLUSH_EVERY_S,
             x_file_stream_transmit_interval=FIRST_SENDS_EVERY_S if first else OTHERS_SEND_EVERY_S,
             x_disable_stats=not first,  # the machine's load is the same for all
             x_save_requirements=first,  # so are its packages, which take 50 ms to list
+            **self._git,
         )
         how = {"mode": self._mode, "reinit": "create_new", "resume": "allow"}
         run = wandb.init(settings=settings, **how, **options)
         self._started += 1
+        self._git = {"disable_git": True}  # four processes a run; the first has told it
+        self._git |= {name: getattr(run.settings, name, None) for name in GIT}
         run.define_metric("tokens_seen")
         run.define_metric("*", step_metric="tokens_seen")
         if first and self._mode == "online":
@@ -236,6 +243,7 @@ def _decide(requested: str, folder: Path) -> tuple[str, str]:
     from wandb.sdk.lib import wbauth
 
     service.hush()
+    service.leave_launch_out()
     url = wandb.setup(_settings(silent=True, x_service_wait=120)).settings.base_url
     if requested in ("offline", "dryrun"):
         return "offline", "as asked"

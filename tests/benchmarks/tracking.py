@@ -2,12 +2,13 @@
 
 python -m tests.benchmarks.tracking
 
-Each job is a process of its own that trains runs of the main job, fewer tokens long, and logs as
-many rows as the main job does. Jobs with W&B are compared with one without, in the same round,
-whose order turns. The server is a process of its own on the loopback interface. Kept under
-results/.
+Each job is a process of its own that trains runs of the main job and logs as many rows as the main
+job does. Jobs with W&B are compared with one without, in the same round, whose order turns; as
+those differ by chance more than by W&B, a job that only logs says what W&B takes of the processor.
+The server is a process of its own on the loopback interface. Kept under results/.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -28,8 +29,14 @@ from tests.benchmarks.main_job import RESULTS, processor
 
 ROUNDS = 2
 MODES = ("off", "offline", "online")
-TOKENS = {1: 163_840, 8: 51_200, 24: 51_200}
-"""Per run, by the number of runs."""
+TOKENS = {1: 1_310_720, 8: 655_360, 24: 655_360}
+"""Per run, by the number of runs; 655,360 in the main job."""
+EVERY_S = {1: 0.3, 8: 0.8, 24: 2.4}
+"""How long it takes from row to row, by the number of runs; for jobs that only log."""
+LOADED = ("torch._dynamo", "transformer_lens.model_bridge", "transformers.models.gpt2")
+"""What training loads later on, and W&B never does."""
+FIGURES = 11
+"""Of each row, as in the main job."""
 ROWS = 50
 """Of each run, as in the main job."""
 OPTIONS = ("evaluation.tokens=8192", "evaluation.ce_tokens=1024")
@@ -78,25 +85,47 @@ class Timed(Tracking, TrackedRun):
 def job(place: Path, mode: str, count: int) -> dict[str, Any]:
     """Train `count` runs in this process; what it took, and when its rows were logged."""
     from sae_sweeps.build import build
-    from sae_sweeps.tracking import session
+    from sae_sweeps.tracking import service, session
     from sae_sweeps.training.pack import train_pack
-    from tests.fork_server import load
     from tests.small import Quiet
 
-    load()
+    for name in LOADED:
+        importlib.import_module(name)
     if mode == "dying":
         session.FINISH_LIMIT_S = LIMIT_S
     runs = [a_run(place, index, count, mode) for index in range(count)]
     seconds: list[float] = []
     tracking = Timed(build(runs[0].config["tracking"]), seconds)
     before, began = used(), time.monotonic()
-    outcomes = train_pack(runs, tracking, Quiet())
+    if "alone" in mode:
+        log_only(runs, tracking)
+    else:
+        outcomes = train_pack(runs, tracking, Quiet())
+        assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     trained = time.monotonic()
     tracking.close()
-    assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     ended = time.monotonic()
+    if "alone" in mode:
+        service.tear_down()  # so that its time is counted
+    logging_s = used() + used(resource.RUSAGE_CHILDREN) - before
     times = {"wall_s": ended - began, "close_s": ended - trained, "cpu_before_s": before}
-    return times | {"log_s": seconds}
+    return times | {"log_s": seconds, "logging_cpu_s": logging_s}
+
+
+def log_only(runs: list[Run], tracking: Tracking) -> None:
+    """Log as many rows as training does, in the same time."""
+    for run in runs:
+        run.folder.mkdir(parents=True)
+    opened = [tracking.open(run) for run in runs]
+    row = dict[str, float]()
+    for number in range(1, ROWS + 1):
+        time.sleep(EVERY_S[len(runs)])
+        row = {f"train/{index}": number / (index + 1) for index in range(FIGURES)}
+        for tracked in opened:
+            tracked.log({"tokens": number, **row})
+    result = {"tokens": ROWS, "metrics": row}
+    for tracked in opened:
+        tracked.finish(result, failed=False)
 
 
 def a_run(place: Path, index: int, count: int, mode: str) -> Run:
@@ -111,10 +140,10 @@ def a_run(place: Path, index: int, count: int, mode: str) -> Run:
     return small_run(place / "sweep" / "runs", *words)
 
 
-def used() -> float:
-    """CPU seconds that this process has used."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    return own.ru_utime + own.ru_stime
+def used(who: int = resource.RUSAGE_SELF) -> float:
+    """CPU seconds that this process has used, or its children that have ended."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
 
 
 # --- The rounds ----------------------------------------------------------------------------
@@ -153,7 +182,7 @@ def measure(mode: str, count: int) -> dict[str, Any]:
             env = {key: value for key, value in os.environ.items() if "WANDB" not in key}
             env |= dict.fromkeys(("HOME", "WANDB_CONFIG_DIR"), name) | {"OMP_NUM_THREADS": "1"}
             env |= {"WANDB_BASE_URL": (place / "url").read_text(), "WANDB_API_KEY": "k" * 40}
-            env["WANDB_MODE"] = "offline" if mode == "offline" else "online"
+            env["WANDB_MODE"] = "offline" if "offline" in mode else "online"
             command = [sys.executable, "-m", __spec__.name, "job", name, mode, str(count)]
             process = subprocess.Popen(command, env=env)
             if mode == "dying":
@@ -180,6 +209,7 @@ def a_round(number: int) -> list[dict[str, Any]]:
     """Measure every job, in an order that turns with the rounds."""
     turned = [*MODES[number % 3 :], *MODES[: number % 3]]
     found = [measure(mode, count) for count in TOKENS for mode in turned]
+    found += [measure(f"{mode} alone", count) for count in TOKENS for mode in MODES[1:]]
     return [*found, measure("dying", 8)]
 
 
@@ -211,7 +241,9 @@ def figures(found: list[list[dict[str, Any]]], count: int, mode: str) -> dict[st
         "off_cpu_s": round(median(each("cpu_s", "off")), 1),
         "wall_percent": [round(100 * value, 2) for value in sorted(walls)],
         "cpu_percent": [round(100 * value, 2) for value in sorted(cpus)],
-        "cpu_more_s": round(median(against("cpu_s", lambda a, b: a - b)), 2),
+        "alone_cpu_s": round(median(each("logging_cpu_s", f"{mode} alone")), 2)
+        if mode in MODES
+        else None,
         "close_s": round(median(each("close_s", mode)), 2),
         "calls": len(calls),
         "log_us": [round(1e6 * calls[int(q * (len(calls) - 1))]) for q in (0.5, 0.99, 1.0)],
@@ -225,21 +257,22 @@ def table(found: Mapping[str, Any]) -> str:
         f"`python -m tests.benchmarks.tracking`: runs of the main job, {found['tokens']} tokens",
         f"each for 1, 8 and 24 runs in a process, {ROWS} rows each; processes of their own",
         f"on {found['cores']} cores ({found['processor']}), {found['rounds']} rounds, loads",
-        f"{found['loads']} around them. More time than without tracking, W&B's process included:",
-        "the median of the rounds, (least to most). The server is on the loopback interface.\n",
-        "| runs | W&B | wall without | more wall | more CPU | in CPU s | `log` p50, p99, max |",
-        "|---|---|---|---|---|---|---|",
+        f"{found['loads']} around them. More time than without tracking: the median of the rounds,",
+        "(least to most). CPU: of a process that only logs, W&B's own process included, against",
+        "that of training. The server is on the loopback interface.\n",
+        "| runs | W&B | wall without | more wall | CPU without | CPU of W&B | share |"
+        " `log` p50, p99, max |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["table"]:
         if row["mode"] != "dying":
-            wall, cpu = (spread(row[f"{what}_percent"]) for what in ("wall", "cpu"))
             logs = ", ".join(f"{value:,}" for value in row["log_us"])
-            start = f"| {row['runs']} | {row['mode']} | {row['off_wall_s']} s | {wall} | {cpu} "
-            lines.append(f"{start}| {row['cpu_more_s']} | {logs} µs |")
-    main_job = json.loads((RESULTS / "main_job.json").read_text())["cpu_s"]
-    more = {row["mode"]: row["cpu_more_s"] for row in found["table"] if row["runs"] == 24}
-    shares = (f"{mode} {100 * seconds / main_job:.1f}%" for mode, seconds in more.items())
-    lines.append(f"\nOf the main job's {main_job} CPU s, with as many rows: {', '.join(shares)}.")
+            share = 100 * row["alone_cpu_s"] / row["off_cpu_s"]
+            lines.append(
+                f"| {row['runs']} | {row['mode']} | {row['off_wall_s']} s"
+                f" | {spread(row['wall_percent'])} | {row['off_cpu_s']} s"
+                f" | {row['alone_cpu_s']} s | {share:.2f}% | {logs} µs |"
+            )
     row = found["table"][-1]
     logs = ", ".join(f"{value:,}" for value in row["log_us"])
     lines += [

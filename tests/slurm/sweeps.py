@@ -26,13 +26,14 @@ QUICK = "target_model=synthetic"
 JOB = ("hydra/launcher=slurm", "hydra.launcher.memory=1500M", "hydra.launcher.cpus=2")
 
 
-def sae_sweeps(cluster: Slurm, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def sae_sweeps(
+    cluster: Slurm, home: Path, *words: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Call the command line in `home`, on a machine of the cluster."""
-    env = {**cluster.env, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     return subprocess.run(
         [sys.executable, "-m", "sae_sweeps", *words],
         cwd=home,
-        env=env,
+        env={**cluster.env, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -45,10 +46,10 @@ def sweep(*words: str) -> Iterable[str]:
     return {word.partition("=")[0]: word for word in (*WORDS, "name=it", *words)}.values()
 
 
-def submit(cluster: Slurm, home: Path, *words: str) -> Path:
+def submit(cluster: Slurm, home: Path, *words: str, **env: str) -> Path:
     """Submit a sweep; gives its folder."""
     home.mkdir(parents=True, exist_ok=True)
-    done = sae_sweeps(cluster, home, *sweep(*JOB, *words))
+    done = sae_sweeps(cluster, home, *sweep(*JOB, *words), **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return home / "outputs" / "it"
 
