@@ -511,3 +511,45 @@ assert not {{"wandb", "torch"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
     assert not (tmp_path / "sweep").exists()
+
+
+def test_every_run_has_the_commit_of_the_folder_it_was_started_in(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run asks git; the others are told."""
+    home = tmp_path / "code"
+    git = ["git", "-C", str(home), "-c", "user.name=x", "-c", "user.email=x@x.x"]
+    subprocess.run(["git", "init", "-q", str(home)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "https://code.example/x.git"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    monkeypatch.chdir(home)
+    tracking = tracker("online")
+    train([new_run(tmp_path / "sweep", index) for index in range(3)], tracking, count=1)
+    tracking.close()
+    told = [(run.fields["commit"], run.fields["repo"]) for run in backend.runs.values()]
+    assert told == [(head.stdout.strip(), "https://code.example/x.git")] * 3
+
+
+LAUNCH = """
+import sys
+from pathlib import Path
+if sys.argv[2] == "loaded":
+    from wandb.sdk.launch.inputs.internal import StagedLaunchInputs
+    StagedLaunchInputs.apply = lambda self, run: print("applied")
+from test_tracking import new_run, tracker, train
+tracking = tracker("offline")
+train([new_run(Path(sys.argv[1]) / "sweep", 0)], tracking, count=1)
+tracking.close()
+print("wandb.sdk.launch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("start", "said"), [("loaded", "applied\nTrue\n"), ("anew", "False\n")])
+def test_wandb_launch_is_asked_only_where_the_user_has_loaded_it(
+    tmp_path: Path, start: str, said: str
+) -> None:
+    command = [sys.executable, "-c", LAUNCH, str(tmp_path), start]
+    home = Path(__file__).parent
+    done = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True)
+    assert done.stdout == said
