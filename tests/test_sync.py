@@ -502,12 +502,12 @@ def test_files_of_tables_are_found_where_the_sweep_lies_now(tmp_path: Path) -> N
     sweep = Sweep(tmp_path / "sweep")
     sweep.summarise()
     (log,) = Sweep(sweep.folder.rename(tmp_path / "moved")).logs()
-    pending = Pending("x", [offline.content(log)])
+    pending = Pending("x", [offline.content(offline.read(log))])
     assert len(pending.logs[0].moved) == 2
     pending.plan(Served())
     ((folder, _),) = pending.folders.items()
     assert folder != log.parent
-    written = offline.content(folder / log.name)
+    written = offline.content(offline.read(folder / log.name))
     assert (written.moved, written.rows, pending.lost()) == ([], 1, [])
 
 
@@ -658,7 +658,7 @@ def test_a_log_that_lost_rows_which_the_server_has(
     log.with_name(f"{log.name}.uploaded").unlink()
     ends = [end for end, _ in log_format.whole_records(log.read_bytes())]
     os.truncate(log, ends[len(ends) // 2])
-    left = offline.content(log).rows
+    left = offline.content(offline.read(log)).rows
     assert 0 < left < 20
     if not agrees:
         path = sweep.run(0).folder / "metrics.jsonl"

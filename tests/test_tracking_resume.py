@@ -27,6 +27,7 @@ from wandb_backend import HISTORY, Backend, ServedRun
 from wandb_offline import read as read_back
 
 from sae_sweeps.tracking import log_format, offline
+from tests.fork_server import environment
 from tests.launches import Launch, Launches, launches, until
 
 __all__ = ["launches"]  # a fixture
@@ -44,11 +45,7 @@ class Place:
         self.sweep, self.home, self.backend = folder / "sweep", folder / "home", backend
         self.launches = launches
         self.run = wandb_attempt.run_in(self.sweep)
-        names = ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DIR", "NETRC")
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        self.env = kept | dict.fromkeys(names, str(self.home))
-        self.env |= {"WANDB_BASE_URL": backend.url, "WANDB_API_KEY": "k" * 40}
-        self.env["WANDB_ERROR_REPORTING"] = "false"
+        self.env = environment() | backend.client(self.home)
 
     def start(
         self, mode: str, checkpoint: int, rows: int, pause: float = 0.0, width: int = 30

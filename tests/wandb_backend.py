@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
@@ -90,6 +91,12 @@ class Backend:
     """May change what `file_stream` requests bring, before it is taken in."""
     delay_s: float = 0.0
     """How long every answer takes."""
+
+    def client(self, home: Path) -> dict[str, str]:
+        """Give the environment of a client of this server that keeps its own things in `home`."""
+        names = ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DIR", "NETRC")
+        here = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "k" * 40}
+        return dict.fromkeys(names, str(home)) | here | {"WANDB_ERROR_REPORTING": "false"}
 
     def __enter__(self) -> "Backend":
         self._lock = threading.Lock()

@@ -25,10 +25,7 @@ class Place:
 
     def __init__(self, home: Path, backend: Backend) -> None:
         self.home, self.backend, self.folder = home, backend, home / "outputs" / "it"
-        names = ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DIR", "NETRC")
-        self.env = environment() | dict.fromkeys(names, str(home)) | {"OMP_NUM_THREADS": "1"}
-        self.env |= {"WANDB_BASE_URL": backend.url, "WANDB_API_KEY": "k" * 40}
-        self.env["WANDB_ERROR_REPORTING"] = "false"
+        self.env = environment() | backend.client(home) | {"OMP_NUM_THREADS": "1"}
         self.launch: Launch
 
     def heal(self) -> None:
@@ -36,7 +33,7 @@ class Place:
         self.backend.stop()
         self.backend.come_back()
         self.backend.refuse, self.backend.delay_s = Backend.refuse, Backend.delay_s
-        self.env |= {"WANDB_BASE_URL": self.backend.url, "WANDB_API_KEY": "k" * 40}
+        self.env |= self.backend.client(self.home)
 
     def services(self) -> list[int]:
         """W&B's own process."""

@@ -76,8 +76,8 @@ def save(folder: Path, name: str, project: str, entity: str, server: Server) -> 
 
 def _recorded(folder: Path) -> str:
     """Tell whose the runs are by their logs, as when WANDB_ENTITY was set; empty if by none."""
-    found = (path for path in logs(folder) if offline.read(path).begun)
-    return next((offline.content(path).run[0] for path in found), "")
+    found = (offline.read(path) for path in logs(folder))
+    return next((offline.content(fragment).run[0] for fragment in found if fragment.begun), "")
 
 
 def _kept(ws: Any, kept: Path, home: str) -> Any:

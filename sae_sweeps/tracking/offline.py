@@ -99,12 +99,13 @@ def read(path: Path) -> Fragment:
     return Fragment(path, payloads[-1][0] if payloads else 0, begun, tokens)
 
 
-def content(path: Path) -> Content:
-    """Read what one log holds; it must tell which run it is of.
+def content(fragment: Fragment) -> Content:
+    """Read what one log holds that has begun.
 
     Raises:
         OSError: if it cannot be read.
     """
+    path = fragment.path
     run, rows, first, staged, summary = None, 0, None, list[str](), dict[str, Any]()
     for payload in _payloads(path):
         record = _records().Record.FromString(payload)
@@ -126,7 +127,7 @@ def content(path: Path) -> Content:
     moved = [name for name in staged if name and not Path(name).exists()]
     where = run.entity, run.project, run.run_id
     started = run.start_time.ToNanoseconds() / 1e9
-    return Content(read(path), where, started, rows, before, online, moved, summary)
+    return Content(fragment, where, started, rows, before, online, moved, summary)
 
 
 def present(fragment: Fragment, name: str) -> Path:

@@ -169,8 +169,8 @@ class _Sync:
         told: dict[str, list[Content]] = {id: [] for id in runs}
         for path in logs(self.folder):
             id = base_of(id_of(path))
-            if id in told and offline.read(path).settled:
-                told[id].append(offline.content(path))
+            if id in told and (fragment := offline.read(path)).settled:
+                told[id].append(offline.content(fragment))
         places = {id: {log.run for log in told[id]} for id in runs}
         for id, run in runs.items():
             places[id].add(completing.place(run, id))
@@ -207,7 +207,7 @@ class _Sync:
                 fragment = offline.read(path)
                 offline.mend(fragment)
                 if fragment.begun:
-                    log = offline.content(path)
+                    log = offline.content(fragment)
                     runs.setdefault(log.run, Pending(id, [])).logs.append(log)
         for run in runs.values():
             run.logs.sort(key=lambda log: log.started)

@@ -31,13 +31,6 @@ BY_THE_CLOCK = ("perf/tokens_per_s", "_timestamp", "_runtime", "_wandb")
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def environment(home: Path, backend: Backend, mode: str) -> dict[str, str]:
-    home.mkdir(parents=True)
-    names = ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DIR", "NETRC")
-    env = dict.fromkeys(names, str(home)) | {"WANDB_BASE_URL": backend.url, "WANDB_MODE": mode}
-    return env | {"WANDB_API_KEY": "k" * 40, "WANDB_ERROR_REPORTING": "false"}
-
-
 def at_server(backend: Backend) -> Rows:
     """What the server has of each run, its steps among it, less what depends on the time."""
     runs = [run for run in backend.runs.values() if run.fields["jobType"] == "train"]
@@ -53,7 +46,8 @@ def at_server(backend: Backend) -> Rows:
 
 def undisturbed(slurm: Slurm, home: Path) -> Rows:
     with Backend() as backend:
-        env = environment(home, backend, "online")
+        home.mkdir()
+        env = backend.client(home) | {"WANDB_MODE": "online"}
         done = sae_sweeps(slurm, home, *sweep(*WORDS), **env)
         assert done.returncode == 0, done.stderr
         return at_server(backend)
@@ -62,7 +56,7 @@ def undisturbed(slurm: Slurm, home: Path) -> Rows:
 def preempted(slurm: Slurm, home: Path, mode: str) -> Rows:
     """Take the job's node away three times."""
     with Backend() as backend:
-        env = environment(home, backend, mode)
+        env = backend.client(home) | {"WANDB_MODE": mode}
         memory = "hydra.launcher.memory=3900M"  # a node of its own
         folder = submit(slurm, home, *WORDS, memory, "hydra.launcher.partition=low", **env)
         for number, tokens in enumerate(PREEMPTED_AT, 1):
