@@ -109,7 +109,8 @@ def test_products_are_told_apart_from_the_selection_that_makes_them(
     spent = breakdown(case | {"methods": ["token"], "home": str(tmp_path), "d_sae": 64})["token"]
     assert spent["encoder product"] == pytest.approx(40, rel=0.2)  # 16 tokens, 4 at a time
     assert spent["the product alone"] == pytest.approx(10, rel=0.2)
-    assert 0 < spent["selection"] < 8 and "sparse products" in spent
+    assert 0 < spent["selection"] < 20  # with its products it would be 40 more
+    assert "sparse products" in spent
 
 
 def test_made_activations_have_the_stated_scale() -> None:
