@@ -1,8 +1,8 @@
 """Hydra takes plugin classes from this namespace only; the code is in sae_sweeps.launching."""
 
 from sae_sweeps.launching.local import Local
-from sae_sweeps.launching.points import PointsSweeperBase
 from sae_sweeps.launching.slurm import Slurm
+from sae_sweeps.launching.sweeper import PointsSweeperBase
 
 
 class LocalLauncher(Local):

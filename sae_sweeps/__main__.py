@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from sae_sweeps import commands
-from sae_sweeps.run import one_line
+from sae_sweeps.cli import commands
+from sae_sweeps.errors import one_line
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def _run(arguments: list[str]) -> int:
     if first and "=" not in first and first[0] not in "-+~":
         sys.stderr.write(f"sae-sweeps: {one_line(commands.unknown(first))}\n")
         return 1
-    from sae_sweeps import app
+    from sae_sweeps.cli import app
 
     return app.run(arguments)
 

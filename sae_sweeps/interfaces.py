@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor, nn
 
-from sae_sweeps.acts import MAX_LISTED, Selection, SparseActs
-from sae_sweeps.affinities import Affinities
-from sae_sweeps.pre_acts import PreActs
+from sae_sweeps.engine.acts import MAX_LISTED, Selection, SparseActs
+from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.pre_acts import PreActs
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from option_values import (
     unreadable,
 )
 
-from sae_sweeps.config import GLOBAL_GROUPS, GROUPS
+from sae_sweeps.config.check import GLOBAL_GROUPS, GROUPS
 
 
 @dataclass(frozen=True)

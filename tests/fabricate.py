@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import manifest
-from sae_sweeps.manifest import Pack
-from sae_sweeps.run import Run
-from sae_sweeps.sweep import Plan, Point
+from sae_sweeps.record import manifest
+from sae_sweeps.record.manifest import Pack
+from sae_sweeps.record.plan import Plan, Point
+from sae_sweeps.record.run import Run
 
 CHOICES = {"architecture": "relu", "allocator": "token_choice"}
 TOKENS = 1000

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from small import CONF
 
-from sae_sweeps.build import fit, signature
-from sae_sweeps.config import GROUPS, OPTIONS_MODULE, SECTIONS, plain
-from sae_sweeps.rules import LIMITS
-from sae_sweeps.run import ConfigError
+from sae_sweeps.config.check import GROUPS, OPTIONS_MODULE, SECTIONS, plain
+from sae_sweeps.config.rules import LIMITS
+from sae_sweeps.config.signature import fit, signature
+from sae_sweeps.errors import ConfigError
 
 
 class Option(NamedTuple):
@@ -42,7 +42,7 @@ def options() -> list[Option]:
     """Every option of every option file whose other options all have values."""
     found = [
         Option(name, hint, ())
-        for name, hint in signature(f"{OPTIONS_MODULE}.Config").items()
+        for name, hint in signature(f"{OPTIONS_MODULE}.RunConfig").items()
         if name not in (*GROUPS, *SECTIONS)
     ]
     for section, owner in SECTIONS.items():

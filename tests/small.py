@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sae_sweeps.affinities import Affinities
-from sae_sweeps.config import checked, identity
+from sae_sweeps.config.check import checked
+from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.pre_acts import PreActs
 from sae_sweeps.interfaces import Rows
-from sae_sweeps.pre_acts import PreActs
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run, identity
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
 

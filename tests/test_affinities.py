@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from small import affinities_of, pre_acts_of
 from torch import Tensor, nn
 
-from sae_sweeps import pre_acts
-from sae_sweeps.acts import Listed, Selection
-from sae_sweeps.affinities import SAMPLED, Affinities, as_they_are, listed, merged
 from sae_sweeps.allocator.feature_choice import feature_choice
 from sae_sweeps.allocator.mutual_choice import mutual_choice
 from sae_sweeps.allocator.thresholds import LearntThreshold
-from sae_sweeps.pre_acts import PreActs, encode
+from sae_sweeps.engine import pre_acts
+from sae_sweeps.engine.acts import Listed, Selection
+from sae_sweeps.engine.affinities import SAMPLED, Affinities, as_they_are, listed, merged
+from sae_sweeps.engine.pre_acts import PreActs, encode
 from sae_sweeps.training.adam import Adam
 
 torch.set_num_threads(1)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from small import affinities_of
 from torch import Tensor
 
-from sae_sweeps.acts import Selection
 from sae_sweeps.allocator import feature_choice as by_latent
 from sae_sweeps.allocator import mutual_choice as of_batch
 from sae_sweeps.allocator.feature_choice import FeatureChoice
@@ -20,9 +19,10 @@ from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.thresholds import LearntThreshold
 from sae_sweeps.allocator.token_choice import TokenChoice
-from sae_sweeps.averages import TokenAverage
+from sae_sweeps.engine.acts import Selection
+from sae_sweeps.engine.averages import TokenAverage
+from sae_sweeps.engine.zipf import zipf_budgets
 from sae_sweeps.interfaces import Allocator, Progress, Step
-from sae_sweeps.zipf import zipf_budgets
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from small import PLAIN_L1, pre_acts_of
 from torch import Tensor
 
-from sae_sweeps.acts import Listed, Selection, SparseActs
-from sae_sweeps.affinities import Affinities
 from sae_sweeps.allocator.feature_choice import FeatureChoice
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
@@ -23,7 +21,9 @@ from sae_sweeps.architecture.coefficient import FIRST, Coefficient
 from sae_sweeps.architecture.gated import Gated
 from sae_sweeps.architecture.jumprelu import JumpReLU
 from sae_sweeps.architecture.relu import ReLU
-from sae_sweeps.averages import TokenAverage
+from sae_sweeps.engine.acts import Listed, Selection, SparseActs
+from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.averages import TokenAverage
 from sae_sweeps.interfaces import Allocator, Architecture, Inference, Progress, SAELensWeights, Step
 
 torch.set_num_threads(1)

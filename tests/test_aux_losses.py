@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from small import CONF, pre_acts_of, small_run
 from torch import Tensor
 
-from sae_sweeps import options
-from sae_sweeps.acts import Selection, SparseActs
-from sae_sweeps.affinities import Affinities
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.token_choice import TokenChoice
 from sae_sweeps.aux_loss.aux_k import AuxK
 from sae_sweeps.aux_loss.aux_zipf import AuxZipf, underuse
 from sae_sweeps.aux_loss.none import NoAux
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.engine.acts import Selection, SparseActs
+from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.pre_acts import Piece, PreActs
 from sae_sweeps.interfaces import Allocator, Architecture, AuxLoss, Progress, Step
-from sae_sweeps.pre_acts import Piece, PreActs
 from sae_sweeps.resampling.none import NoResampling
 from sae_sweeps.training.trainer import Trainer
 
@@ -101,8 +101,8 @@ def reading(in_pieces: bool) -> Generator[list[int]]:
         return iter(found)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sae_sweeps.pre_acts.PIECE", 4 if in_pieces else 2**22)
-        patch.setattr("sae_sweeps.pre_acts.TOKENS", 2)
+        patch.setattr("sae_sweeps.engine.pre_acts.PIECE", 4 if in_pieces else 2**22)
+        patch.setattr("sae_sweeps.engine.pre_acts.TOKENS", 2)
         patch.setattr(PreActs, "pieces", watched)
         yield counts
 
@@ -469,7 +469,7 @@ def test_state_is_in_buffers_and_choosing_changes_none() -> None:
 
 def test_the_trainer_lets_it_observe() -> None:
     aux_loss = aux_zipf(tau=5.0)
-    training = options.Training(**node_of("training"))
+    training = options.TrainingOptions(**node_of("training"))
     trainer = Trainer(sae_of(True), aux_loss, NoResampling(D_IN, D_SAE), training)
     losses = [
         trainer.step(batch_of(index, 10), wanted=True)["train/aux_loss"] for index in range(2)

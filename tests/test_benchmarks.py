@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from sae_sweeps import gemm
+from sae_sweeps.engine import gemm
 from tests.benchmarks import engine_profile, engine_report, engine_rounds, engine_training
 from tests.benchmarks.engine_profile import Clock, breakdown
 from tests.benchmarks.engine_rounds import (
@@ -103,8 +103,8 @@ def test_products_are_told_apart_from_the_selection_that_makes_them(
         return product(*matrices)
 
     monkeypatch.setattr(gemm, "product", slow)
-    monkeypatch.setattr("sae_sweeps.pre_acts.PIECE", 128)
-    monkeypatch.setattr("sae_sweeps.pre_acts.TOKENS", 4)
+    monkeypatch.setattr("sae_sweeps.engine.pre_acts.PIECE", 128)
+    monkeypatch.setattr("sae_sweeps.engine.pre_acts.TOKENS", 4)
     monkeypatch.setattr(engine_profile, "ROUNDS", 3)
     spent = breakdown(case | {"methods": ["token"], "home": str(tmp_path), "d_sae": 64})["token"]
     assert spent["encoder product"] == pytest.approx(40, rel=0.2)  # 16 tokens, 4 at a time

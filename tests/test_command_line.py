@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from sae_sweeps import __main__, hub
-from sae_sweeps.run import METRICS_VERSION, Run
+from sae_sweeps import __main__
+from sae_sweeps.record.run import METRICS_VERSION, Run
+from sae_sweeps.system import hugging_face
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,7 +96,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trainer
     monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
     for name in ("HF_HUB_CACHE", "COMP_LINE"):
         monkeypatch.delenv(name, raising=False)
-    hub._answers.cache_clear()  # pyright: ignore[reportPrivateUsage, reportFunctionMemberAccess]
+    hugging_face._answers.cache_clear()  # pyright: ignore[reportPrivateUsage, reportFunctionMemberAccess]
     importlib.invalidate_caches()
     yield fake
 

@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps import build, options, rules
-from sae_sweeps.app import CONF
-from sae_sweeps.config import GROUPS, check, checked, identity, run_name
-from sae_sweeps.launching.points import literal
-from sae_sweeps.run import ConfigError, label, stream_identity
+from sae_sweeps.cli.app import CONF
+from sae_sweeps.config import options, rules, signature
+from sae_sweeps.config.check import GROUPS, check, checked
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.launching.sweeper import literal
+from sae_sweeps.record.naming import run_name
+from sae_sweeps.record.run import identity, label, stream_identity
 
 OPTION_FILES = sorted(
     path.relative_to(CONF).as_posix() for group in GROUPS for path in (CONF / group).glob("*.yaml")
@@ -67,13 +69,15 @@ def test_an_option_file_states_exactly_what_its_class_takes(name: str) -> None:
     keyword_only = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert set(node) == set(keyword_only)
     assert all(p.default is p.empty for p in keyword_only.values()), "YAML states every default"
-    assert set(build.signature(target)) == set(keyword_only)
+    assert set(signature.signature(target)) == set(keyword_only)
 
 
-@pytest.mark.parametrize("name", ["Stream", "Training", "Evaluation", "Config"])
+@pytest.mark.parametrize(
+    "name", ["StreamOptions", "TrainingOptions", "EvaluationOptions", "RunConfig"]
+)
 def test_sections_are_read_as_dataclasses(name: str) -> None:
     fields = inspect.signature(getattr(options, name)).parameters
-    assert list(build.signature(f"sae_sweeps.options.{name}")) == list(fields)
+    assert list(signature.signature(f"sae_sweeps.config.options.{name}")) == list(fields)
 
 
 @pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
@@ -156,7 +160,7 @@ VALUES = st.recursive(
 @given(value=VALUES, text=st.sampled_from(list(HINTS)))
 def test_fit_gives_the_type_or_refuses(value: Any, text: str) -> None:
     try:
-        fitted = build.fit(value, ast.parse(text, mode="eval").body)
+        fitted = signature.fit(value, ast.parse(text, mode="eval").body)
     except TypeError:
         assert not belongs(value, HINTS[text])
     else:

@@ -10,8 +10,8 @@ from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
 from small import CONF, small_run
 
-from sae_sweeps import options
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer
@@ -41,7 +41,7 @@ def trained(config: dict, steps: int) -> Trainer:  # pyright: ignore
     sae.initialise(generator, torch.zeros(D_IN))
     sizes = D_IN, config["d_sae"]
     aux_loss, resampling = (build(config[group], *sizes) for group in ("aux_loss", "resampling"))
-    trainer = Trainer(sae, aux_loss, resampling, options.Training(**config["training"]))
+    trainer = Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
     for _ in range(steps):
         figures = trainer.step(torch.randn(BATCH, D_IN, generator=generator) * 0.3, wanted=True)
         assert all(value.isfinite() for value in figures.values()), figures

@@ -11,7 +11,7 @@ import pytest
 import wandb
 from wandb_backend import Backend
 
-from sae_sweeps import commands
+from sae_sweeps.cli import commands
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Called = Callable[..., tuple[int, str, list[str]]]

@@ -26,7 +26,7 @@ from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.data.hub import Hub
 from sae_sweeps.data.text import Text
 from sae_sweeps.embedded import MODEL, load_tokens
-from sae_sweeps.run import ConfigError
+from sae_sweeps.errors import ConfigError
 
 __all__ = ["run", "trainer"]  # fixtures
 

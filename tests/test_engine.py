@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from small import CONF, small_run, train
 from torch import Tensor, nn
 
-from sae_sweeps import options
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.engine.pre_acts import PIECE, Piece, PreActs
 from sae_sweeps.interfaces import Architecture, AuxLoss, FineTune, Progress
-from sae_sweeps.pre_acts import PIECE, Piece, PreActs
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training import snapshot
 from sae_sweeps.training.adam import Adam
@@ -130,8 +130,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Generator[set[str]]:
         return iter(found)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sae_sweeps.pre_acts.PIECE", 1024)
-        patch.setattr("sae_sweeps.pre_acts.TOKENS", 8)
+        patch.setattr("sae_sweeps.engine.pre_acts.PIECE", 1024)
+        patch.setattr("sae_sweeps.engine.pre_acts.TOKENS", 8)
         patch.setattr(PreActs, "pieces", watched)
         yield seen
 
@@ -251,8 +251,8 @@ def test_steps_are_the_same_bit_for_bit_alone_and_packed(
     engine: str, steps: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packed, two runs train at a time and lend each other memory, which alone they do not."""
-    monkeypatch.setattr("sae_sweeps.pre_acts.PIECE", piece)
-    monkeypatch.setattr("sae_sweeps.pre_acts.TOKENS", 8)
+    monkeypatch.setattr("sae_sweeps.engine.pre_acts.PIECE", piece)
+    monkeypatch.setattr("sae_sweeps.engine.pre_acts.TOKENS", 8)
     tokens = steps * BATCH_OF_RUNS
     also = [*LONG, f"training.tokens={tokens}", f"engine={engine}"]
 
@@ -262,7 +262,7 @@ def test_steps_are_the_same_bit_for_bit_alone_and_packed(
     packed = runs_of_all_methods(tmp_path / "packed", *also)
     with monkeypatch.context() as patch:
         patch.setattr("sae_sweeps.training.pack.workers", two)
-        patch.setattr("sae_sweeps.gemm.LENT_FROM", 1)
+        patch.setattr("sae_sweeps.engine.gemm.LENT_FROM", 1)
         assert all(isinstance(outcome, dict) for outcome in train(*packed))
     for run, alone in zip(packed, runs_of_all_methods(tmp_path / "alone", *also), strict=True):
         [outcome] = train(alone)
@@ -319,7 +319,7 @@ def started(config: dict[str, Any], fine_tune: str) -> tuple[Trainer, FineTuner]
     sae = new_sae(config, D_IN)
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(D_IN))
     aux_loss, resampling = (build(config[group], *sizes) for group in ("aux_loss", "resampling"))
-    trainer = Trainer(sae, aux_loss, resampling, options.Training(**config["training"]))
+    trainer = Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
     phase: FineTune = build(node_of("fine_tune", fine_tune), *sizes)
     return trainer, FineTuner(trainer, phase, object.__new__(Stream))
 

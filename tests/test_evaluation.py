@@ -13,8 +13,6 @@ from small import PLAIN_L1, pre_acts_of, small_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sae_sweeps import options, sweep
-from sae_sweeps.acts import Selection
 from sae_sweeps.allocator.feature_choice import FeatureChoice
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
@@ -24,7 +22,8 @@ from sae_sweeps.architecture.jumprelu import JumpReLU
 from sae_sweeps.architecture.relu import ReLU
 from sae_sweeps.aux_loss.aux_k import AuxK
 from sae_sweeps.aux_loss.none import NoAux
-from sae_sweeps.files import write_json
+from sae_sweeps.config import options
+from sae_sweeps.engine.acts import Selection
 from sae_sweeps.interfaces import (
     Allocator,
     Architecture,
@@ -36,9 +35,11 @@ from sae_sweeps.interfaces import (
     Step,
     TargetModel,
 )
+from sae_sweeps.record.plan import Point, make_plan
+from sae_sweeps.record.run import METRICS_VERSION
 from sae_sweeps.resampling.none import NoResampling
-from sae_sweeps.run import METRICS_VERSION
 from sae_sweeps.stream.live import Stream
+from sae_sweeps.system.files import write_json
 from sae_sweeps.training.evaluation import as_result, evaluate, measure
 from sae_sweeps.training.trainer import Trainer, learning_rate
 
@@ -47,7 +48,7 @@ torch.set_num_threads(1)
 D_IN, D_SAE, BATCH, VOCAB, SEQ = 4, 12, 16, 7, 6
 
 
-def training(**changed: Any) -> options.Training:
+def training(**changed: Any) -> options.TrainingOptions:
     given: dict[str, Any] = {
         "tokens": 20 * BATCH,
         "lr": 0.01,
@@ -60,7 +61,7 @@ def training(**changed: Any) -> options.Training:
         "log_every_tokens": BATCH,
         "precision": "float32",
     }
-    return options.Training(**given | changed)
+    return options.TrainingOptions(**given | changed)
 
 
 def relu(allocator: Allocator, l1_coef: float | Literal["auto"] = "auto") -> Architecture:
@@ -145,7 +146,9 @@ def trainer_of(method: str, seed: int = 0, **changed: Any) -> Trainer:
 # ---------------------------------------------------------------- the step
 
 
-def written_out(p: dict[str, Tensor], xs: list[Tensor], l1: float, given: options.Training) -> None:
+def written_out(
+    p: dict[str, Tensor], xs: list[Tensor], l1: float, given: options.TrainingOptions
+) -> None:
     """Steps of an L1 ReLU SAE, in place: projection, clipping, Adam, renormalisation."""
     m = {name: torch.zeros_like(t) for name, t in p.items()}
     v = {name: torch.zeros_like(t) for name, t in p.items()}
@@ -380,7 +383,7 @@ class Fixed(Architecture):
 
 
 def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> Stream:
-    given = options.Stream(
+    given = options.StreamOptions(
         batch_tokens=BATCH,
         chunk_tokens=4 * BATCH,
         seed=0,
@@ -391,7 +394,7 @@ def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> St
     return Stream(Table(rows, has_loss), given)
 
 
-GIVEN = options.Evaluation(tokens=150, ce_tokens=60)
+GIVEN = options.EvaluationOptions(tokens=150, ce_tokens=60)
 ZERO = torch.zeros(D_IN)
 
 
@@ -590,11 +593,11 @@ def test_runs_that_other_metrics_measured_are_measured_anew(
     tmp_path: Path, evaluation: dict[str, Any], anew: bool
 ) -> None:
     made = small_run(tmp_path)
-    point = sweep.Point([], made.config, made.choices)
-    [run] = sweep.plan("small", tmp_path, [point]).runs
+    point = Point([], made.config, made.choices)
+    [run] = make_plan("small", tmp_path, [point]).runs
     result = {"version": 1, "config": run.config, "metrics": {}, "evaluation": evaluation}
     write_json(run.folder / "result.json", result)
-    plan = sweep.plan("small", tmp_path, [point])
+    plan = make_plan("small", tmp_path, [point])
     assert plan.packs == []
     assert [r.name for group in plan.remeasured for r in group] == ([run.name] if anew else [])
     assert list(plan.finished) == ([] if anew else [run.name])

@@ -33,8 +33,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
-from sae_sweeps.data.packing import first_token, tokenizer_hash
-from sae_sweeps.run import ConfigError, identity, pass_identity, stream_identity
+from sae_sweeps.data.token_rows import first_token, tokenizer_hash
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.run import identity, pass_identity, stream_identity
 from sae_sweeps.target_model import loading
 from sae_sweeps.target_model.passes import Bridged, Plain
 
@@ -560,7 +561,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from families import Drawn, target
-from sae_sweeps.run import ConfigError
+from sae_sweeps.errors import ConfigError
 found = {}
 for revision in (None, "main", "step3", "b" * 40, "nowhere"):
     for mode in (False, True):

@@ -13,13 +13,13 @@ from small import CONF, small_run, train
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from sae_sweeps import options
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
 from sae_sweeps.embedded import MODEL
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.fine_tune.kl import KL
 from sae_sweeps.fine_tune.scale import Scale
 from sae_sweeps.interfaces import Architecture, Progress
-from sae_sweeps.run import ConfigError
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream, in_order
 from sae_sweeps.training.fine_tuner import FineTuner
@@ -103,7 +103,7 @@ def trainer_of(sae: Architecture, folder: Path) -> Trainer:
     config = small_run(folder, "training.gradient_clip_norm=1e9", "training.lr=0.01", *long).config
     aux_loss = build(small_run(folder, "aux_loss=none").config["aux_loss"], D_IN, D_SAE)
     resampling = build(config["resampling"], D_IN, D_SAE)
-    return Trainer(sae, aux_loss, resampling, options.Training(**config["training"]))
+    return Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
 
 
 def no_stream() -> Stream:

@@ -10,8 +10,8 @@ import torch
 from test_bad_input import refusal
 from test_command_line import Trainer, python, run, trainer
 
+from sae_sweeps.config.target_rules import models_and_hooks_exist
 from sae_sweeps.embedded import MODEL
-from sae_sweeps.target_rules import models_and_hooks_exist
 
 __all__ = ["run", "trainer"]  # fixtures
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from small import CONF, small_run, train
 from torch import Tensor, nn
 
-from sae_sweeps import gemm
-from sae_sweeps.acts import Selection
-from sae_sweeps.affinities import Affinities
-from sae_sweeps.pre_acts import PreActs, encode
-from sae_sweeps.sparse import Pairs, products, times, transposed_times
+from sae_sweeps.engine import gemm
+from sae_sweeps.engine.acts import Selection
+from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.pre_acts import PreActs, encode
+from sae_sweeps.engine.sparse import Pairs, products, times, transposed_times
 
 torch.set_num_threads(1)
 
@@ -84,9 +84,9 @@ def library(
         asked.append(tuple(x.shape))
         return operator(x, W)
 
-    monkeypatch.setattr("sae_sweeps.gemm._onednn", watched)
+    monkeypatch.setattr("sae_sweeps.engine.gemm._onednn", watched)
     monkeypatch.setattr(
-        "sae_sweeps.gemm._onednn_works", cache(vars(gemm)["_onednn_works"].__wrapped__)
+        "sae_sweeps.engine.gemm._onednn_works", cache(vars(gemm)["_onednn_works"].__wrapped__)
     )
     monkeypatch.setattr("torch.backends.mkldnn.enabled", enabled)
     gemm.onednn()
@@ -163,7 +163,7 @@ def test_every_product_of_the_engine_is_right_with_every_library() -> None:
 def test_chunks_change_no_bit(along: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, bias = drawn(300, 48), drawn(260, 48), bias_of(300, 260, along)
     whole = gemm.product(x, W, bias)
-    monkeypatch.setattr("sae_sweeps.gemm.CHUNK", chunk)
+    monkeypatch.setattr("sae_sweeps.engine.gemm.CHUNK", chunk)
     assert torch.equal(gemm.product(x, W, bias), whole)
 
 
@@ -174,9 +174,9 @@ def test_chunks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(len(x) * len(W))
         return right(x, W)
 
-    monkeypatch.setattr("sae_sweeps.gemm._onednn", watched)
-    monkeypatch.setattr("sae_sweeps.gemm.onednn", lambda: True)
-    monkeypatch.setattr("sae_sweeps.gemm.CHUNK", 1000)
+    monkeypatch.setattr("sae_sweeps.engine.gemm._onednn", watched)
+    monkeypatch.setattr("sae_sweeps.engine.gemm.onednn", lambda: True)
+    monkeypatch.setattr("sae_sweeps.engine.gemm.CHUNK", 1000)
     gemm.product(drawn(101, 3), drawn(50, 3), drawn(1, 50))
     assert sum(asked) == 101 * 50 and len(asked) == 6 and max(asked) <= 1000
 
@@ -188,8 +188,8 @@ def test_chunks_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> 
 def blocks(monkeypatch: pytest.MonkeyPatch) -> deque[Any]:
     """The free blocks, none at first; even small ones are lent."""
     free = deque[Any]()
-    monkeypatch.setattr("sae_sweeps.gemm._free", free)
-    monkeypatch.setattr("sae_sweeps.gemm.LENT_FROM", 64)
+    monkeypatch.setattr("sae_sweeps.engine.gemm._free", free)
+    monkeypatch.setattr("sae_sweeps.engine.gemm.LENT_FROM", 64)
     return free
 
 
@@ -281,8 +281,8 @@ def test_no_two_matrices_in_use_share_memory(
     """Matrices come and go in any order, some kept by a part of theirs only."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr("sae_sweeps.gemm._free", deque())
-        patch.setattr("sae_sweeps.gemm.LENT_FROM", 64)
+        patch.setattr("sae_sweeps.engine.gemm._free", deque())
+        patch.setattr("sae_sweeps.engine.gemm.LENT_FROM", 64)
         used: list[tuple[object, int, int]] = []
         for drop, rows, holder, index in history:
             if drop and used:
@@ -299,7 +299,7 @@ def test_small_matrices_are_plain_tensors_and_large_ones_are_lent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free = deque[Any]()
-    monkeypatch.setattr("sae_sweeps.gemm._free", free)
+    monkeypatch.setattr("sae_sweeps.engine.gemm._free", free)
     columns = gemm.LENT_FROM // 4
     gemm.lent(1, columns - 1, torch.float32)
     assert not free
@@ -339,7 +339,7 @@ def test_threads_never_write_into_each_others_memory(blocks: deque[Any]) -> None
 def test_products_of_several_steps_take_turns_in_two_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sae_sweeps.gemm.CHUNK", 100)  # what is one chunk is never lent
+    monkeypatch.setattr("sae_sweeps.engine.gemm.CHUNK", 100)  # what is one chunk is never lent
     W, bias = nn.Parameter(drawn(4, 30)), drawn(30)
     seen = set[int]()
     for step in range(6):
@@ -377,8 +377,8 @@ def chosen_pairs(pre_acts: PreActs, by: str) -> Selection:
 def test_chosen_values_are_exact_where_the_matrix_is_rounded(
     by: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_sweeps.pre_acts.PIECE", piece)
-    monkeypatch.setattr("sae_sweeps.pre_acts.TOKENS", 8)
+    monkeypatch.setattr("sae_sweeps.engine.pre_acts.PIECE", piece)
+    monkeypatch.setattr("sae_sweeps.engine.pre_acts.TOKENS", 8)
     pre_acts, exact = encoded()
     with torch.autocast("cpu", torch.bfloat16):
         selection = chosen_pairs(pre_acts, by)

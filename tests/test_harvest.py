@@ -19,10 +19,11 @@ from test_pack import assert_equal_runs
 from test_resume import OFTEN, Interrupted, Interrupting
 from torch import Tensor
 
-from sae_sweeps import options
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.run import ConfigError, Run, identity, pass_identity, stream_identity
+from sae_sweeps.record.run import Run, identity, pass_identity, stream_identity
 from sae_sweeps.stream import harvest as harvest_module
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
@@ -130,7 +131,7 @@ def own(hook: str) -> Node:
 def alone(config: Config) -> Stream:
     """The stream of a config without a harvest."""
     target = build(config["target_model"], build(config["data"]), CPU)
-    return Stream(target, options.Stream(**config["stream"]))
+    return Stream(target, options.StreamOptions(**config["stream"]))
 
 
 def assert_same_streams(configs: Sequence[Config], harvest: Harvest, pool: Any) -> None:

@@ -17,12 +17,12 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from test_bad_input import refusal
 from test_command_line import Trainer, run, trainer, write
 
-from sae_sweeps import hub
+from sae_sweeps.config.data_rules import contexts_fit
+from sae_sweeps.config.target_rules import models_and_hooks_exist
 from sae_sweeps.data import documents
-from sae_sweeps.data_rules import contexts_fit
 from sae_sweeps.embedded import MODEL
-from sae_sweeps.run import ConfigError
-from sae_sweeps.target_rules import models_and_hooks_exist
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.system import hugging_face
 
 __all__ = ["run", "trainer"]  # fixtures
 
@@ -39,7 +39,7 @@ def online(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> Iterator[FakeHu
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for function in (hub._answers, hub.refusal):  # pyright: ignore[reportPrivateUsage]
+    for function in (hugging_face._answers, hugging_face.refusal):  # pyright: ignore[reportPrivateUsage]
         function.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
     with serving() as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.address)
@@ -267,10 +267,10 @@ def test_the_libraries_stay_offline_only_where_the_hub_is_silent(
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    hub.settle()
+    hugging_face.settle()
     assert not constants.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
-    hub.settle()
+    hugging_face.settle()
     assert constants.is_offline_mode() and datasets.config.HF_HUB_OFFLINE
 
 
@@ -311,11 +311,11 @@ def test_the_hubs_word_is_found_in_what_wraps_it(
 ) -> None:
     online.folders["some/model"] = MODEL
     online.refused["some/model"] = fault
-    repository = hub.Repository("target_model.model", "some/model", "v1")
-    line = hub.worded(raised(online, "some/model"), repository)
+    repository = hugging_face.Repository("target_model.model", "some/model", "v1")
+    line = hugging_face.worded(raised(online, "some/model"), repository)
     assert expected in line and "\n" not in line and len(line) < 300
     assert line.startswith(("target_model.model is 'some/model': ", "target_model.revision is"))
-    assert hub.worded(ValueError("the weights are damaged"), repository) == ""
+    assert hugging_face.worded(ValueError("the weights are damaged"), repository) == ""
 
 
 class TransportError(Exception):
@@ -325,17 +325,17 @@ class TransportError(Exception):
 def test_a_network_that_breaks_off_is_told(
     online: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository = hub.Repository("data.dataset", "some/data", None)
+    repository = hugging_face.Repository("data.dataset", "some/data", None)
     for error in (ConnectionResetError("reset"), TimeoutError(), TransportError("no host")):
-        line = hub.worded(error, repository)
+        line = hugging_face.worded(error, repository)
         assert f"and the hub broke off ({error}); try again." in line
     url = hf_hub_url("some/data", "x", endpoint="http://127.0.0.1:9")
     with pytest.raises(Exception) as refused:
         get_hf_file_metadata(url)
-    assert "the hub broke off (" in hub.worded(refused.value, repository)
+    assert "the hub broke off (" in hugging_face.worded(refused.value, repository)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    line = hub.worded(raised(online, "some/data"), repository)
+    line = hugging_face.worded(raised(online, "some/data"), repository)
     assert line.endswith("in the Hugging Face cache, and HF_HUB_OFFLINE is set.")
 
 

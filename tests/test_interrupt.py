@@ -12,9 +12,9 @@ import pytest
 from launches import left_by_run
 from small import Quiet, small_run, train
 
-from sae_sweeps import interrupt
-from sae_sweeps.interrupt import Interrupted, check, deferred, listening, postponed, received
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
+from sae_sweeps.system import interrupt
+from sae_sweeps.system.interrupt import Interrupted, check, deferred, listening, postponed, received
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import evaluation
 from sae_sweeps.training.pack import train_pack

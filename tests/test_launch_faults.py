@@ -15,10 +15,11 @@ from filelock import FileLock
 from safetensors import safe_open
 from small import Quiet, small_run, train
 
-from sae_sweeps import checkpoint, files, manifest
-from sae_sweeps.checkpoint import Checkpoint
 from sae_sweeps.launching import job
-from sae_sweeps.run import Run
+from sae_sweeps.record import checkpoint, manifest
+from sae_sweeps.record.checkpoint import Checkpoint
+from sae_sweeps.record.run import Run
+from sae_sweeps.system import files
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
 from tests.launches import (
@@ -207,7 +208,7 @@ class Filling(Quiet):
     def advance(self, run: int, tokens: int) -> None:
         self.batches += 1
         full = self.batches in self.failing
-        self.patch.setattr("sae_sweeps.checkpoint.save", self.refuse if full else self.save)
+        self.patch.setattr("sae_sweeps.record.checkpoint.save", self.refuse if full else self.save)
 
     def refuse(self, folder: Path, taken: Checkpoint) -> None:
         raise OSError(28, "No space left on device", str(folder))

@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from test_command_line import Trainer, command, configs, run, trainer, write
 
-from sae_sweeps import files, sweep
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching import progress
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.record.plan import Plan
+from sae_sweeps.record.run import Run
+from sae_sweeps.system import files
 
 __all__ = ["run", "trainer"]  # fixtures
 
@@ -237,7 +239,7 @@ def test_a_sweep_in_use_is_refused(
                 raise_if_held(pack)
 
     def raise_if_held(pack: list[Run]) -> None:
-        plan = sweep.Plan("race", tmp_path / "outputs/race", [], [], {}, [pack], [])
+        plan = Plan("race", tmp_path / "outputs/race", [], [], {}, [pack], [])
         from sae_sweeps.launching.writer import Writer
 
         with pytest.raises(ConfigError, match="is in use"):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fabricate import launch, sweep, write
 
-from sae_sweeps import manifest
-from sae_sweeps.manifest import Pack
-from sae_sweeps.run import ConfigError
-from sae_sweeps.sweep import Plan
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record import manifest
+from sae_sweeps.record.manifest import Pack
+from sae_sweeps.record.plan import Plan
 
 
 def stored(folder: Path) -> dict[str, Any]:

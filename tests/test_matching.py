@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_sweeps.matching import matched_cosines, recovery
+from sae_sweeps.training.matching import matched_cosines, recovery
 
 
 def drawn(seed: int, rows: int, width: int) -> np.ndarray:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps import metrics
-from sae_sweeps.metrics import Measured, Products
+from sae_sweeps.training import metrics
+from sae_sweeps.training.metrics import Measured, Products
 
 torch.set_num_threads(1)
 

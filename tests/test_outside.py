@@ -23,7 +23,7 @@ NOISY = '''
 
 import torch
 
-from sae_sweeps.acts import Selection
+from sae_sweeps.engine.acts import Selection
 from sae_sweeps.interfaces import Allocator, Inference
 
 
@@ -61,7 +61,7 @@ class Noisy(Allocator):
 SHARE = '''
 """What comes near the token's largest affinity is active: a rule that SAELens has not."""
 
-from sae_sweeps.acts import Selection
+from sae_sweeps.engine.acts import Selection
 from sae_sweeps.interfaces import Allocator
 
 
@@ -95,8 +95,8 @@ SKIP = '''
 import torch
 from torch import nn
 
-from sae_sweeps.acts import decode
-from sae_sweeps.affinities import Affinities
+from sae_sweeps.engine.acts import decode
+from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.architecture import weights
 from sae_sweeps.interfaces import Architecture, Step
 
@@ -147,7 +147,7 @@ class Skip(Architecture):
 PULL = '''
 """Pulls pre-activations to 0."""
 
-from sae_sweeps.acts import Selection
+from sae_sweeps.engine.acts import Selection
 from sae_sweeps.interfaces import AuxLoss
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from small import Quiet, small_run, train
 from torch import Tensor
 
-from sae_sweeps import files
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.run import Run
+from sae_sweeps.system import files
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import results
 from sae_sweeps.training.remeasure import remeasure_pack

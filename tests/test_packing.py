@@ -26,12 +26,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from sae_sweeps import interrupt
-from sae_sweeps.data import packing as module
 from sae_sweeps.data import token_cache
-from sae_sweeps.data.packing import SPLITS, Packing, packed_rows
+from sae_sweeps.data import token_rows as module
+from sae_sweeps.data.token_rows import SPLITS, Packing, packed_rows
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split
-from sae_sweeps.run import ConfigError
+from sae_sweeps.system import interrupt
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [f"def f{i}(x):\n    return x + {i * i}\n" * (i % 7) for i in range(120)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small import small_run
 
 from sae_sweeps.launching.packs import divided
-from sae_sweeps.run import Run, pass_identity, stream_identity
+from sae_sweeps.record.run import Run, pass_identity, stream_identity
 
 BASE = small_run(Path("unused"))
 

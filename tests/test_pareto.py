@@ -21,15 +21,15 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from sae_sweeps import matching
 from sae_sweeps.pareto import curves, similarity
 from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
 from sae_sweeps.pareto.points import Point, Setting, by_curve, read, settings
 from sae_sweeps.pareto.report import WRITTEN, report
-from sae_sweeps.run import Run
-from sae_sweeps.run import label as name_of
+from sae_sweeps.record.run import Run
+from sae_sweeps.record.run import label as name_of
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from sae_sweeps.tracking.off import Off
+from sae_sweeps.training import matching
 
 METHODS = {
     "relu": ("relu", "none", "none", 1.5),

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from small import pre_acts_of, small_run
 from torch import Tensor
 
-from sae_sweeps import options
-from sae_sweeps.acts import Selection, SparseActs
 from sae_sweeps.allocator.mutual_choice import MutualChoice
 from sae_sweeps.allocator.none import NoAllocator
 from sae_sweeps.allocator.token_choice import TokenChoice
@@ -23,11 +21,13 @@ from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.matryoshka import group_ends, prefix_recons
 from sae_sweeps.architecture.penalty import BATCHES, FLOOR, SparsityPenalty, power
 from sae_sweeps.aux_loss.none import NoAux
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.rules import obey
+from sae_sweeps.config.signature import build
+from sae_sweeps.engine.acts import Selection, SparseActs
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, Step
 from sae_sweeps.resampling.none import NoResampling
-from sae_sweeps.rules import obey
-from sae_sweeps.run import ConfigError
 from sae_sweeps.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -525,7 +525,7 @@ def toy(option: str, x: Tensor = MAGNITUDES, **changed: Any) -> tuple[Architectu
     sae.W_dec.data /= sae.W_dec.data.norm()
     sae.W_enc.data = sae.W_dec.data.T.clone()
     batch = x[:, None] * direction
-    training = options.Training(
+    training = options.TrainingOptions(
         tokens=STEPS * len(x),
         lr=2e-2,
         warmup_tokens=0,

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from small import small_run, train
 
-from sae_sweeps.run import FIGURES
+from sae_sweeps.record.run import FIGURES
 
 SMALL = (
     *("tracking=off", "device=cpu", "d_sae=64", "k=4", "training.tokens=4096"),

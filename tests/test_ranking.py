@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps import ranking
-from sae_sweeps.ranking import (
+from sae_sweeps.engine import ranking
+from sae_sweeps.engine.ranking import (
     DENSE,
     GROUP,
     SPREAD,

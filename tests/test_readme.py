@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from wandb_backend import Backend
 
-from sae_sweeps.commands import VERBS as VERBS_THERE_ARE
+from sae_sweeps.cli.commands import VERBS as VERBS_THERE_ARE
 from sae_sweeps.embedded import MODEL
 
 ROOT = Path(__file__).parent.parent

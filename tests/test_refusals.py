@@ -7,7 +7,7 @@ import pytest
 from test_bad_input import refusal
 from test_command_line import Trainer, command, python, run, trainer
 
-from sae_sweeps.run import ConfigError
+from sae_sweeps.errors import ConfigError
 
 __all__ = ["run", "trainer"]  # fixtures
 

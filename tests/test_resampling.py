@@ -20,12 +20,12 @@ from test_bad_input import refusal
 from test_command_line import run, trainer
 from torch import Tensor
 
-from sae_sweeps import options
-from sae_sweeps.acts import SparseActs
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.engine.acts import SparseActs
 from sae_sweeps.interfaces import Architecture, Progress, Step
+from sae_sweeps.record.run import Run
 from sae_sweeps.resampling.neuron_resampling import NeuronResampling
-from sae_sweeps.run import Run
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer
 
@@ -256,7 +256,7 @@ def trainer_of(sae: Architecture, *overrides: str, **changed: Any) -> Trainer:
     d_sae, d_in = sae.W_dec.shape
     sae.get_parameter("b_gate" if hasattr(sae, "b_gate") else "b_enc").data[:3] = -1e3
     aux_loss, resampling = build(config["aux_loss"], d_in, d_sae), build(node, d_in, d_sae)
-    return Trainer(sae, aux_loss, resampling, options.Training(**config["training"]))
+    return Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
 
 
 SHORT = {"every_tokens": 4 * BATCH, "window_tokens": BATCH, "sample_tokens": 2 * BATCH, "times": 2}

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from small import Quiet, small_run, train
 from torch import Tensor
 
-from sae_sweeps import checkpoint
-from sae_sweeps.checkpoint import Checkpoint, latest, save
-from sae_sweeps.run import Run, digest, identity
+from sae_sweeps.record import checkpoint
+from sae_sweeps.record.checkpoint import Checkpoint, latest, save
+from sae_sweeps.record.run import Run, digest, identity
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
 
@@ -204,7 +204,7 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monke
         assert folder.name == "checkpoint"
         saved.append(taken.tokens)
 
-    monkeypatch.setattr("sae_sweeps.checkpoint.save", watch)
+    monkeypatch.setattr("sae_sweeps.record.checkpoint.save", watch)
     train(small_run(tmp_path / "a", *PACK["topk"]))
     assert saved == []  # five minutes do not go by
     train(small_run(tmp_path / "b", *PACK["topk"], OFTEN))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.slurm import minutes
-from sae_sweeps.run import ConfigError
 
 
 @pytest.fixture

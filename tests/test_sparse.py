@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_sweeps.acts import Selection, SparseActs, decode
-from sae_sweeps.sparse import Pairs
+from sae_sweeps.engine.acts import Selection, SparseActs, decode
+from sae_sweeps.engine.sparse import Pairs
 
 torch.set_num_threads(1)
 

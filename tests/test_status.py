@@ -17,10 +17,12 @@ import pytest
 from fabricate import Slurm, finish, held, launch, result, rows, sweep, write
 from rich.console import Console
 
-from sae_sweeps import cluster, commands, files, manifest, status
-from sae_sweeps.launching import cancelling, monitor, progress, status_table
-from sae_sweeps.manifest import Pack
-from sae_sweeps.run import ConfigError
+from sae_sweeps.cli import commands, status_table
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.launching import cancelling, monitor, progress
+from sae_sweeps.record import manifest, status
+from sae_sweeps.record.manifest import Pack
+from sae_sweeps.system import cluster, files
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,9 +25,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sae_sweeps import options
+from sae_sweeps.config import options
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import (
     Architecture,
     Data,
@@ -37,7 +38,7 @@ from sae_sweeps.interfaces import (
     Split,
     TargetModel,
 )
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.target_model.transformer_lens import TransformerLens
 from sae_sweeps.tracking.off import Off
@@ -94,7 +95,7 @@ def stream(target: TargetModel | None = None, **changed: int) -> Stream:
     given = {"batch_tokens": 10, "chunk_tokens": 70, "seed": 0, "calibration_tokens": 64}
     values = given | {"repeat": 0, "centre": 0} | changed
     repeat, centre = bool(values.pop("repeat")), bool(values.pop("centre"))
-    return Stream(target or Coded(), options.Stream(**values, repeat=repeat, centre=centre))
+    return Stream(target or Coded(), options.StreamOptions(**values, repeat=repeat, centre=centre))
 
 
 def origins(acts: Tensor, scale: float) -> list[Token]:

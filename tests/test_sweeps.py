@@ -6,8 +6,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from small import CONF
 
-from sae_sweeps.config import checked
-from sae_sweeps.rules import obey
+from sae_sweeps.config.check import checked
+from sae_sweeps.config.rules import obey
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 

@@ -26,14 +26,14 @@ from wandb_attempt import row as attempt_row
 from wandb_backend import HISTORY, SUMMARY, Backend, ServedRun
 from wandb_offline import read as read_back
 
-from sae_sweeps import commands
-from sae_sweeps.run import Run
-from sae_sweeps.tracking import log_format, offline, sync
+from sae_sweeps.cli import commands
+from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary
-from sae_sweeps.tracking.pending import Pending
-from sae_sweeps.tracking.server import Served
-from sae_sweeps.tracking.uploading import alone, uploading
-from sae_sweeps.tracking.wandb import Wandb
+from sae_sweeps.tracking.wandb import log_format, offline, sync
+from sae_sweeps.tracking.wandb.pending import Pending
+from sae_sweeps.tracking.wandb.server import Served
+from sae_sweeps.tracking.wandb.tracker import Wandb
+from sae_sweeps.tracking.wandb.uploading import alone, uploading
 
 Mode = Literal["offline", "online"]
 KEY = "k" * 40
@@ -743,7 +743,7 @@ def test_the_command_line(tmp_path: Path, backend: Backend) -> None:
 
 
 def test_other_verbs_load_nothing_of_it() -> None:
-    code = "import sys\nfrom sae_sweeps import commands\n"
+    code = "import sys\nfrom sae_sweeps.cli import commands\n"
     code += "sys.exit(len({'wandb', 'rich', 'sae_sweeps.tracking'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert done.returncode == 0

@@ -20,10 +20,11 @@ from test_bad_input import refusal
 from test_command_line import Trainer, run, trainer
 from torch import Tensor
 
-from sae_sweeps import options, rules
+from sae_sweeps.config import options, rules
 from sae_sweeps.data.none import NoData
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split
-from sae_sweeps.run import ConfigError, Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.target_model.synthetic import Synthetic
 
@@ -368,7 +369,7 @@ def test_stream_seeds_reorder_the_same_tokens() -> None:
     """An epoch's tokens, in the unit norm that calibration on all of them sets."""
     made, epochs = target(train_tokens=1024), list[Tensor]()
     for seed in (0, 1):
-        given_ = options.Stream(
+        given_ = options.StreamOptions(
             batch_tokens=32,
             chunk_tokens=1024,
             seed=seed,

@@ -29,12 +29,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sae_sweeps import rules, target_rules
+from sae_sweeps.config import rules, target_rules
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.data.none import NoData
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
-from sae_sweeps.run import ConfigError
 from sae_sweeps.target_model import loading, transformer_lens
 from sae_sweeps.target_model.activations import Activations
 from sae_sweeps.target_model.passes import Bridged, Passes

@@ -20,10 +20,10 @@ from small import small_run
 from wandb_backend import Backend, ServedRun
 from wandb_offline import OfflineRun, read, read_all
 
-from sae_sweeps.run import Run
-from sae_sweeps.tracking import session
+from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
-from sae_sweeps.tracking.wandb import Wandb
+from sae_sweeps.tracking.wandb import session
+from sae_sweeps.tracking.wandb.tracker import Wandb
 
 KEY = "k" * 40
 DEAD = "http://127.0.0.1:9"
@@ -496,8 +496,8 @@ import sys
 from pathlib import Path
 from sae_sweeps.tracking.interface import Summary
 from sae_sweeps.tracking.off import Off
-from sae_sweeps.tracking.wandb import Wandb
-from sae_sweeps.run import Run
+from sae_sweeps.tracking.wandb.tracker import Wandb
+from sae_sweeps.record.run import Run
 folder = Path({str(tmp_path)!r}) / "sweep" / "runs" / "r"
 choices = {{"architecture": "relu", "allocator": "none", "aux_loss": "none"}}
 summary = Summary("sweep", folder.parents[1], [], {{}}, folder)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from wandb_backend import HISTORY, Backend, ServedRun
 from wandb_offline import read as read_back
 
-from sae_sweeps.tracking import log_format, offline
+from sae_sweeps.tracking.wandb import log_format, offline
 from tests.fork_server import environment
 from tests.launches import Launch, Launches, launches, until
 

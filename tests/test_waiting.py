@@ -15,11 +15,12 @@ import torch
 from small import CONF, small_run
 from torch import Tensor
 
-from sae_sweeps import options, sparse
-from sae_sweeps.acts import MAX_LISTED
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.engine import sparse
+from sae_sweeps.engine.acts import MAX_LISTED
+from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Progress, Step
-from sae_sweeps.sparse import Pairs
 from sae_sweeps.training.adam import Adam
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer
@@ -52,7 +53,7 @@ def trainer_of(max_listed: float, *words: str) -> Trainer:
     sae.max_listed = max_listed
     aux_loss = build(config["aux_loss"], D_IN, config["d_sae"]).to("meta")
     resampling = build(config["resampling"], D_IN, config["d_sae"]).to("meta")
-    return Trainer(sae, aux_loss, resampling, options.Training(**config["training"]))
+    return Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
 
 
 def step(trainer: Trainer) -> None:

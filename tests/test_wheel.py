@@ -125,7 +125,9 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
 def test_what_is_imported_is_the_wheels(installed: Installed) -> None:
     code = """
 import hydra_plugins.sae_sweeps, sae_sweeps
-from sae_sweeps import app, embedded, rules
+from sae_sweeps import embedded
+from sae_sweeps.cli import app
+from sae_sweeps.config import rules
 for path in (sae_sweeps.__file__, hydra_plugins.sae_sweeps.__file__, app.CONF, embedded.MODEL):
     print(path)
 """

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_sweeps.zipf import UNIT, zipf_budgets, zipf_densities
+from sae_sweeps.engine.zipf import UNIT, zipf_budgets, zipf_densities
 
 torch.set_num_threads(1)
 

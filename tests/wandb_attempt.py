@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.run import Run
-from sae_sweeps.tracking import session
-from sae_sweeps.tracking.wandb import Wandb
+from sae_sweeps.record.run import Run
+from sae_sweeps.tracking.wandb import session
+from sae_sweeps.tracking.wandb.tracker import Wandb
 
 CHOICES = {"architecture": "relu", "allocator": "none", "aux_loss": "none"}
 STEP = 4096

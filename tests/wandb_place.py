@@ -15,7 +15,7 @@ WORDS = [
 ]
 """Two runs."""
 MAIN = "tests.wandb_launch"
-LIMITS = "sae_sweeps.tracking.session"
+LIMITS = "sae_sweeps.tracking.wandb.session"
 SOON = {f"{LIMITS}:FIRST_SENDS_EVERY_S": 1.0, f"{LIMITS}:OTHERS_SEND_EVERY_S": 1.0}
 """The least that W&B takes."""
 

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.acts import Listed
-from sae_sweeps.affinities import Affinities, merged
 from sae_sweeps.allocator.mutual_choice import mutual_choice
 from sae_sweeps.allocator.thresholds import LearntThreshold
-from sae_sweeps.averages import TokenAverage
+from sae_sweeps.engine.acts import Listed
+from sae_sweeps.engine.affinities import Affinities, merged
+from sae_sweeps.engine.averages import TokenAverage
+from sae_sweeps.engine.ranking import classes, within_budgets
+from sae_sweeps.engine.zipf import zipf_budgets
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
-from sae_sweeps.ranking import classes, within_budgets
-from sae_sweeps.zipf import zipf_budgets
 
 
 def feature_choice(

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps.acts import Listed
-from sae_sweeps.affinities import Affinities
 from sae_sweeps.allocator.thresholds import LearntThreshold
+from sae_sweeps.engine.acts import Listed
+from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.ranking import largest
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
-from sae_sweeps.ranking import largest
 
 GUESS = 0.95
 """Share of the threshold that a batch's smallest kept affinity hardly falls below."""

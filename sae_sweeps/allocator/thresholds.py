@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_sweeps.acts import Listed
-from sae_sweeps.averages import TokenAverage
+from sae_sweeps.engine.acts import Listed
+from sae_sweeps.engine.averages import TokenAverage
 
 RATE = 0.5
 """Share of the mismatch between batch-free and batch L0 that the level takes in per horizon."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, final
 
-from sae_sweeps.affinities import Affinities
+from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 
 

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import decode
-from sae_sweeps.affinities import Affinities, listed
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
 from sae_sweeps.architecture.penalty import SparsityPenalty
+from sae_sweeps.engine.acts import decode
+from sae_sweeps.engine.affinities import Affinities, listed
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
 
 

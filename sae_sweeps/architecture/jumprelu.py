@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import Selection, SparseActs
-from sae_sweeps.affinities import Affinities, listed
 from sae_sweeps.architecture import weights
 from sae_sweeps.architecture.coefficient import Coefficient
+from sae_sweeps.engine.acts import Selection, SparseActs
+from sae_sweeps.engine.affinities import Affinities, listed
+from sae_sweeps.engine.pre_acts import PreActs
+from sae_sweeps.engine.sparse import Pairs, per_latent
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
-from sae_sweeps.pre_acts import PreActs
-from sae_sweeps.sparse import Pairs, per_latent
 
 
 class Jump(torch.autograd.Function):

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps.acts import SparseActs, decode
 from sae_sweeps.architecture.relu import ReLU
+from sae_sweeps.engine.acts import SparseActs, decode
+from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Allocator, Step
-from sae_sweeps.sparse import Pairs
 
 
 def group_ends(fractions: list[float], d_sae: int) -> list[int]:

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import Selection, SparseActs, decode
+from sae_sweeps.engine.acts import Selection, SparseActs, decode
+from sae_sweeps.engine.pre_acts import PreActs, encode
 from sae_sweeps.interfaces import Architecture, Step
-from sae_sweeps.pre_acts import PreActs, encode
 
 
 def create(sae: Architecture, d_in: int, d_sae: int) -> None:

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_sweeps.aux_loss.residual import residual_loss
-from sae_sweeps.averages import TokenAverage
+from sae_sweeps.engine.averages import TokenAverage
+from sae_sweeps.engine.zipf import zipf_densities
 from sae_sweeps.interfaces import AuxLoss, Progress, Step
-from sae_sweeps.zipf import zipf_densities
 
 
 def underuse(

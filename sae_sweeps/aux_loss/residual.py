@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps.acts import decode
-from sae_sweeps.affinities import Affinities
+from sae_sweeps.engine.acts import decode
+from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.interfaces import Step
 
 

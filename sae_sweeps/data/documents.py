@@ -6,8 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import hub
-from sae_sweeps.run import ConfigError, did_you_mean, one_line
+from sae_sweeps.errors import ConfigError, did_you_mean, one_line
+from sae_sweeps.system import hugging_face
 
 READERS = {
     ".txt": "text",
@@ -99,13 +99,13 @@ def of_data_set(node: dict[str, Any]) -> Iterator[str]:
         ConfigError: it cannot be had, or has no such split, or no such column of text.
     """
 
-    repository = hub.Repository("data.dataset", node["dataset"], node["revision"])
+    repository = hugging_face.Repository("data.dataset", node["dataset"], node["revision"])
     place = Path(node["dataset"]).expanduser()
-    of_hub = hub.is_name(node["dataset"]) and not place.is_dir()
+    of_hub = hugging_face.is_name(node["dataset"]) and not place.is_dir()
 
     def load() -> Any:
         if of_hub:
-            hub.settle()
+            hugging_face.settle()
         return _datasets().load_dataset(
             str(place),
             node["config"],
@@ -116,14 +116,14 @@ def of_data_set(node: dict[str, Any]) -> Iterator[str]:
 
     def fault(error: Exception) -> str:
         # `datasets` leaves out what the hub had said, so that it is asked again.
-        refused = of_hub and (hub.worded(error, repository) or _asked(repository))
+        refused = of_hub and (hugging_face.worded(error, repository) or _asked(repository))
         return refused or repository.what + _reason(error)
 
     return _column(load, node["column"], fault)
 
 
-def _asked(repository: hub.Repository) -> str:
-    return "" if hub.silence() else hub.refusal(repository)
+def _asked(repository: hugging_face.Repository) -> str:
+    return "" if hugging_face.silence() else hugging_face.refusal(repository)
 
 
 def _datasets() -> Any:

@@ -4,7 +4,7 @@ from typing import Any, final
 
 import numpy as np
 
-from sae_sweeps.data.packing import dtype_of, first_token
+from sae_sweeps.data.token_rows import dtype_of, first_token
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
 from sae_sweeps.interfaces import Data, Rows, Split
 

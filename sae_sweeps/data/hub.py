@@ -3,7 +3,7 @@
 from typing import Any, Literal, final
 
 from sae_sweeps.data import documents
-from sae_sweeps.data.packing import Packing, packed_rows
+from sae_sweeps.data.token_rows import Packing, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sae_sweeps import files, interrupt
-from sae_sweeps.run import ConfigError
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.system import files, interrupt
 
 log = logging.getLogger("sae_sweeps.data")
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_sweeps.acts import decode
+from sae_sweeps.engine.acts import decode
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Architecture, Divergence, FineTune, Step
-from sae_sweeps.run import ConfigError
 
 
 @final

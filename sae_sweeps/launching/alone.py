@@ -5,10 +5,12 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from sae_sweeps import interrupt, sweep
-from sae_sweeps.build import build
+from sae_sweeps.config.signature import build
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import leave
-from sae_sweeps.run import ConfigError, Run, identity
+from sae_sweeps.record.plan import finished_result, write_run_files
+from sae_sweeps.record.run import Run, identity
+from sae_sweeps.system import interrupt
 
 
 def train_alone(config: dict[str, Any], choices: dict[str, str]) -> None:
@@ -28,13 +30,13 @@ def train_alone(config: dict[str, Any], choices: dict[str, str]) -> None:
         choices=choices,
         overrides=[str(override) for override in hydra.overrides.task],
     )
-    if sweep.finished_result(folder, identity(config)) is not None:
+    if finished_result(folder, identity(config)) is not None:
         return
     tracking = build(config["tracking"])
     display = Quiet(1, config["training"]["tokens"])
     with interrupt.listening() as before:
         try:
-            [outcome] = train_pack([run], tracking, display, lambda: sweep.write_run_files(run))
+            [outcome] = train_pack([run], tracking, display, lambda: write_run_files(run))
         except interrupt.Interrupted:
             tracking.close(interrupt.LEAVING_LIMIT_S)
             leave(before)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import cluster, files, manifest, status
-from sae_sweeps.run import ConfigError
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record import manifest, status
+from sae_sweeps.system import cluster, files
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.config import checked
+from sae_sweeps.config.check import checked
+from sae_sweeps.config.rules import obey
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.errors import is_users, line
-from sae_sweeps.rules import obey
-from sae_sweeps.run import ConfigError
-from sae_sweeps.sweep import Point
+from sae_sweeps.record.plan import Point
 
 SHIPPED = ("main", "hydra", "schema")
 """Providers of config files that are not the user's own."""

@@ -6,8 +6,8 @@ from traceback import walk_tb
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.config import omegaconf_line
-from sae_sweeps.run import ConfigError, did_you_mean, one_line
+from sae_sweeps.config.check import omegaconf_line
+from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 
 LIBRARIES = ("hydra", "omegaconf", "antlr4")
 OURS = ("sae_sweeps", "hydra_plugins")

@@ -16,15 +16,17 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from sae_sweeps import files, interrupt, manifest
-from sae_sweeps.build import build
+from sae_sweeps.config.signature import build
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import job_id, leave
 from sae_sweeps.launching.packs import Frozen, thaw
 from sae_sweeps.launching.progress import Lines
 from sae_sweeps.launching.summary import renew_report
 from sae_sweeps.launching.work import Open, record, work
-from sae_sweeps.run import ConfigError, Run, identity
-from sae_sweeps.sweep import finished_result
+from sae_sweeps.record import manifest
+from sae_sweeps.record.plan import finished_result
+from sae_sweeps.record.run import Run, identity
+from sae_sweeps.system import files, interrupt
 
 logger = logging.getLogger("sae_sweeps.launching.job")  # also when it is __main__
 

@@ -9,12 +9,14 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps import manifest, status, sweep
-from sae_sweeps.build import build
-from sae_sweeps.config import check, sweep_name
+from sae_sweeps.config.check import check
+from sae_sweeps.config.signature import build
+from sae_sweeps.errors import ConfigError, did_you_mean
 from sae_sweeps.launching.compose import ConfigLauncher, compose
-from sae_sweeps.run import FIGURES, ConfigError, Run, did_you_mean
-from sae_sweeps.sweep import Plan, Point
+from sae_sweeps.record import manifest, status
+from sae_sweeps.record.naming import sweep_name
+from sae_sweeps.record.plan import Plan, Point, make_plan
+from sae_sweeps.record.run import FIGURES, Run
 
 Outcome = dict[str, Any] | Exception | None
 """A run's result, why it failed, or None for one that was only submitted."""
@@ -71,7 +73,7 @@ class PlanLauncher(ConfigLauncher):
         """Do what is not done yet of the points; outcomes by the run's name."""
         try:
             launch = manifest.next_launch(folder)
-            plan = sweep.plan(name, folder, points, under_way(folder), launch)
+            plan = make_plan(name, folder, points, under_way(folder), launch)
         except OSError as error:
             raise ConfigError(f"cannot read {error.filename}: {error.strerror}.") from error
         return plan, self.carry_out(plan)

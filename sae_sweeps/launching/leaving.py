@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from sae_sweeps import cluster, interrupt
+from sae_sweeps.system import cluster, interrupt
 
 logger = logging.getLogger("sae_sweeps.launching.leaving")
 

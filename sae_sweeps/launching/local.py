@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sae_sweeps import interrupt
-from sae_sweeps.build import build
+from sae_sweeps.config.signature import build
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.launcher import Outcome, PlanLauncher
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import Result, left, renew_report, results, tell_end, tell_plan
 from sae_sweeps.launching.work import work
 from sae_sweeps.launching.writer import Writer
-from sae_sweeps.run import ConfigError, Run
-from sae_sweeps.sweep import Plan
+from sae_sweeps.record.plan import Plan
+from sae_sweeps.record.run import Run
+from sae_sweeps.system import interrupt
 
 if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from sae_sweeps import status
 from sae_sweeps.launching.progress import Display
-from sae_sweeps.status import RunStatus, SweepStatus
+from sae_sweeps.record import status
+from sae_sweeps.record.status import RunStatus, SweepStatus
 
 EVERY_S = 10.0
 SETTLE_S = 30.0

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from sae_sweeps import files, manifest
-from sae_sweeps.run import ConfigError, Run, stream_identity
-from sae_sweeps.sweep import Plan
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record import manifest
+from sae_sweeps.record.plan import Plan
+from sae_sweeps.record.run import Run, stream_identity
+from sae_sweeps.system import files
 
 VERSION = 1
 

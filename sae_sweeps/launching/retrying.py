@@ -5,11 +5,11 @@ from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
-from sae_sweeps import manifest, status
-from sae_sweeps.build import build
+from sae_sweeps.config.signature import build
 from sae_sweeps.launching.launcher import PlanLauncher
 from sae_sweeps.launching.summary import say
-from sae_sweeps.sweep import ONE_PER_SWEEP
+from sae_sweeps.record import manifest, status
+from sae_sweeps.record.plan import ONE_PER_SWEEP
 
 
 def retry(folder: Path) -> int:

@@ -9,13 +9,13 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sae_sweeps import status
+from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.launcher import Outcome, PlanLauncher
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import complain, results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
-from sae_sweeps.run import ConfigError, did_you_mean, one_line
-from sae_sweeps.sweep import Plan
+from sae_sweeps.record import status
+from sae_sweeps.record.plan import Plan
 
 OURS = ("job_name", "nodes", "ntasks_per_node", "time", "num_gpus", "use_srun")
 """Options of submitit's that would break a pack, or have one of our options for them."""

@@ -5,11 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import interrupt, status
+from sae_sweeps.errors import one_line
 from sae_sweeps.launching.errors import last_line
 from sae_sweeps.launching.out import write_line
-from sae_sweeps.run import identity, one_line
-from sae_sweeps.sweep import Plan, finished_result
+from sae_sweeps.record import status
+from sae_sweeps.record.plan import Plan, finished_result
+from sae_sweeps.record.run import identity
+from sae_sweeps.system import interrupt
 
 Result = dict[str, Any] | Exception
 """What became of a run: the content of `result.json`, or why there is none."""

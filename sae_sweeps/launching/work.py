@@ -7,11 +7,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sae_sweeps import files, interrupt
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.errors import last_line
 from sae_sweeps.launching.writer import as_config_error
-from sae_sweeps.run import ConfigError, Run, identity
-from sae_sweeps.sweep import finished_result, up_to_date, write_run_files
+from sae_sweeps.record.plan import finished_result, up_to_date, write_run_files
+from sae_sweeps.record.run import Run, identity
+from sae_sweeps.system import files, interrupt
 
 if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display

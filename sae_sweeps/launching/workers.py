@@ -12,8 +12,8 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from sae_sweeps import interrupt
 from sae_sweeps.launching.monitor import watch
+from sae_sweeps.system import interrupt
 
 if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display

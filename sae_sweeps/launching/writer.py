@@ -6,9 +6,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import files, manifest, sweep
-from sae_sweeps.run import ConfigError, Run
-from sae_sweeps.sweep import Plan
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record import manifest
+from sae_sweeps.record.plan import Plan, move_aside
+from sae_sweeps.record.run import Run
+from sae_sweeps.system import files
 
 LOCK_LIMIT_S = 2.0
 """What a launch waits for the lock: another process may look for an instant whether it is held."""
@@ -48,7 +50,7 @@ class Writer:
             self._acquire()
             files_before = set((self.plan.folder / "packs").glob("*"))
             self._undo.callback(self._remove_packs_but, files_before)
-            for old, new in sweep.move_aside(self.plan):
+            for old, new in move_aside(self.plan):
                 self._undo.callback(new.rename, old)
             for name in names:
                 self._remember(self.plan.folder / "runs" / name / "failed.json").unlink(True)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sae_sweeps.run import NOT_IDENTITY
+from sae_sweeps.record.run import NOT_IDENTITY
 
 NOT_TRAINING = re.compile(rf"({'|'.join(sorted(NOT_IDENTITY - {'k'}))})(\..*)?|(.+\.)?seed")
 """Options that replicates may differ in."""

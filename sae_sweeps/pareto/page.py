@@ -14,14 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps import files, manifest
-from sae_sweeps.manifest import Manifest
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import curves, words
 from sae_sweeps.pareto.panels import PANELS
 from sae_sweeps.pareto.points import Point, Results, settings, together
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.pareto.table import COLUMNS
-from sae_sweeps.run import ConfigError, digest
+from sae_sweeps.record import manifest
+from sae_sweeps.record.manifest import Manifest
+from sae_sweeps.record.run import digest
+from sae_sweeps.system import files
 
 PARTS = Path(__file__).parent / "html"
 SCRIPTS = ("data.js", "figures.js", "page.js")

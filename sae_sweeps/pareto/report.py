@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sae_sweeps import files
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import similarity, table
 from sae_sweeps.pareto.points import Point, Results, by_curve, read
 from sae_sweeps.pareto.rows import rows
-from sae_sweeps.run import ConfigError
+from sae_sweeps.system import files
 from sae_sweeps.tracking.interface import Summary, Tracking
 from sae_sweeps.tracking.off import Off
 

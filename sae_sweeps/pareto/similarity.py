@@ -10,9 +10,9 @@ from statistics import fmean
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sae_sweeps import files
-from sae_sweeps.matching import matched_cosines
 from sae_sweeps.pareto.points import Point, Results, settings
+from sae_sweeps.system import files
+from sae_sweeps.training.matching import matched_cosines
 
 MEASURE = "seed_similarity"
 MOST_LATENTS = 12_288

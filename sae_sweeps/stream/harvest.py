@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps import options
-from sae_sweeps.build import build
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split, TargetModel
-from sae_sweeps.run import ConfigError, stream_identity
+from sae_sweeps.record.run import stream_identity
 from sae_sweeps.stream.live import Stream, require_held_out
 from sae_sweeps.stream.order import Order
 
@@ -33,7 +34,7 @@ class Harvest:
     ) -> None:
         distinct = {stream_identity(config): config for config in configs}
         targets, self.groups = _opened(distinct, device)
-        given = options.Stream(**configs[0]["stream"])
+        given = options.StreamOptions(**configs[0]["stream"])
         evaluated = configs[0]["evaluation"]["tokens"]
         self.order = Order(next(iter(targets.values())), given.seed)
         require_held_out(self.order, evaluated)

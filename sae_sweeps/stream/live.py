@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps import options
+from sae_sweeps.config import options
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Architecture, Divergence, Splice, Split, TargetModel
-from sae_sweeps.run import ConfigError
 from sae_sweeps.stream.order import HELD_OUT_SEED, Order, permutation
 
 PROBED_TOKENS = 1024
@@ -36,7 +36,7 @@ class Stream:
     def __init__(
         self,
         target: TargetModel,
-        given: options.Stream,
+        given: options.StreamOptions,
         sample: Float[Tensor, "tokens d_in"] | None = None,
     ) -> None:
         self.target, self.given = target, given

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.run import ConfigError, one_line
 
 HELD_OUT_SHARE = 0.1
 """Share of `path`, at its end, that is held out where no `held_out_path` is given."""

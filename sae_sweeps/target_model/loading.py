@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from sae_sweeps import embedded, hub
-from sae_sweeps.run import ConfigError, one_line
+from sae_sweeps import embedded
+from sae_sweeps.errors import ConfigError, one_line
+from sae_sweeps.system import hugging_face
 from sae_sweeps.target_model import fetching
 from sae_sweeps.target_model.passes import Bridged, Passes, Plain
 from sae_sweeps.target_model.sites import site
@@ -126,27 +127,35 @@ class Loader:
     def _worded(self) -> Generator[None]:
         try:
             if self._of_hub:
-                hub.settle()
+                hugging_face.settle()
             yield
         except Exception as error:  # whatever a damaged or foreign folder makes the loaders raise
             raise ConfigError(self._fault(error)) from error
 
     def _told(self) -> AbstractContextManager[None]:
-        folder = hub.cache_folder() / f"models--{self.place.replace('/', '--')}"
+        folder = hugging_face.cache_folder() / f"models--{self.place.replace('/', '--')}"
         return fetching.told(self.name, folder) if self._of_hub else nullcontext()
 
     @property
     def _of_hub(self) -> bool:
-        return hub.is_name(self.place) and not Path(self.place).is_dir()
+        return hugging_face.is_name(self.place) and not Path(self.place).is_dir()
 
     def _fault(self, error: Exception) -> str:
         """Say in one line why the model does not load."""
-        repository = hub.Repository("target_model.model", self.name, self.revision, self.place)
-        refused = hub.worded(error, repository) if self._of_hub else ""
+        repository = hugging_face.Repository(
+            "target_model.model", self.name, self.revision, self.place
+        )
+        refused = hugging_face.worded(error, repository) if self._of_hub else ""
         if refused:
             return refused
-        folder = hub.snapshot(self.place, self.revision) if self._of_hub else Path(self.place)
-        if folder and not hub.without_weights(folder) and not hub.has_tokenizer(folder):
+        folder = (
+            hugging_face.snapshot(self.place, self.revision) if self._of_hub else Path(self.place)
+        )
+        if (
+            folder
+            and not hugging_face.without_weights(folder)
+            and not hugging_face.has_tokenizer(folder)
+        ):
             return (
                 f"{repository.what}it has no tokenizer: save the model in a folder of your own, "
                 "with a tokenizer beside it."

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps import gemm
-from sae_sweeps.run import ConfigError, did_you_mean
+from sae_sweeps.engine import gemm
+from sae_sweeps.errors import ConfigError, did_you_mean
 from sae_sweeps.target_model.sites import Site, site
 
 Visit = Callable[[str, Tensor], Tensor]

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
-from sae_sweeps import interrupt
-from sae_sweeps.acts import SparseActs, decode
+from sae_sweeps.engine.acts import SparseActs, decode
+from sae_sweeps.engine.sparse import Pairs
+from sae_sweeps.engine.zipf import zipf_budgets
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.sparse import Pairs
-from sae_sweeps.zipf import zipf_budgets
+from sae_sweeps.system import interrupt
 
 DICTIONARY, OFFSET, ROWS = range(3)
 """What random numbers are for"""

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps import interrupt
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.run import ConfigError
+from sae_sweeps.system import interrupt
 from sae_sweeps.target_model.loading import Loader, dtype_for, is_slow
 from sae_sweeps.target_model.passes import Visit
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
 
 
 class TrackedRun(ABC):

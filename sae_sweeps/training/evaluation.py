@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps import interrupt, metrics, options
+from sae_sweeps.config import options
 from sae_sweeps.interfaces import Architecture, TargetModel
-from sae_sweeps.matching import recovery
-from sae_sweeps.run import METRICS_VERSION
+from sae_sweeps.record.run import METRICS_VERSION
 from sae_sweeps.stream.live import Stream
+from sae_sweeps.system import interrupt
+from sae_sweeps.training import metrics
+from sae_sweeps.training.matching import recovery
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Evaluation:
     fvu_by_l0_decile: list[dict[str, float]]
 
 
-def evaluate(sae: Architecture, stream: Stream, given: options.Evaluation) -> Evaluation:
+def evaluate(sae: Architecture, stream: Stream, given: options.EvaluationOptions) -> Evaluation:
     """Measure `sae` on the held-out tokens of its stream."""
     x = stream.held_out(given.tokens)
     d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
@@ -112,7 +114,9 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
     )
 
 
-def as_result(evaluation: Evaluation, given: options.Evaluation, has_loss: bool) -> dict[str, Any]:
+def as_result(
+    evaluation: Evaluation, given: options.EvaluationOptions, has_loss: bool
+) -> dict[str, Any]:
     """The entries of `result.json` that evaluation fills."""
     return {
         "metrics": evaluation.free,

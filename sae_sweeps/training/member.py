@@ -14,19 +14,23 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps import checkpoint, gemm, interrupt, options
-from sae_sweeps.acts import max_listed
-from sae_sweeps.build import build
-from sae_sweeps.files import LogFile, write_json, write_text
+from sae_sweeps.config import options
+from sae_sweeps.config.signature import build
+from sae_sweeps.engine import gemm
+from sae_sweeps.engine.acts import max_listed
+from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.interfaces import Architecture
-from sae_sweeps.run import ConfigError, Run, digest, identity, one_line
+from sae_sweeps.record import checkpoint
+from sae_sweeps.record.run import Run, digest, identity
 from sae_sweeps.stream.live import Stream
+from sae_sweeps.system import interrupt
+from sae_sweeps.system.files import LogFile, write_json, write_text
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results, snapshot
 from sae_sweeps.training.clock import Clock
-from sae_sweeps.training.display import Display
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
+from sae_sweeps.training.listener import Display
 from sae_sweeps.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -58,8 +62,8 @@ class Member:
     def __init__(self, index: int, run: Run, stream: Stream, display: Display) -> None:
         self.index, self.run, self.stream, self.display = index, run, stream, display
         config, device = run.config, stream.target.device
-        self.training = options.Training(**config["training"])
-        self.evaluation = options.Evaluation(**config["evaluation"])
+        self.training = options.TrainingOptions(**config["training"])
+        self.evaluation = options.EvaluationOptions(**config["evaluation"])
         stream.held_out(self.evaluation.tokens)
         sae = new_sae(config, stream.target.d_in, device)
         sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())

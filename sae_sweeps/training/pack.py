@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from sae_sweeps import gemm, interrupt
-from sae_sweeps.run import Run
+from sae_sweeps.engine import gemm
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
+from sae_sweeps.system import interrupt
 from sae_sweeps.tracking.interface import Tracking
-from sae_sweeps.training.display import Display
+from sae_sweeps.training.listener import Display
 from sae_sweeps.training.member import Member
 
 

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sae_sweeps import options
-from sae_sweeps.files import write_json
+from sae_sweeps.config import options
 from sae_sweeps.interfaces import Architecture
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
+from sae_sweeps.system.files import write_json
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training import results
-from sae_sweeps.training.display import Display
 from sae_sweeps.training.evaluation import as_result, evaluate
+from sae_sweeps.training.listener import Display
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.pack import open_harvest, pick_device, workers
 
@@ -43,7 +43,7 @@ def remeasure_pack(
 def _remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> dict[str, Any] | Exception:
     try:
         stream = harvest.stream(run.config)
-        given = options.Evaluation(**run.config["evaluation"])
+        given = options.EvaluationOptions(**run.config["evaluation"])
         sae = load_sae(run, stream)
         figures = as_result(evaluate(sae, stream, given), given, stream.target.has_loss)
         old = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))

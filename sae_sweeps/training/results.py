@@ -8,9 +8,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_sweeps.files import replacing, write_json, write_text
 from sae_sweeps.interfaces import Architecture, TargetModel
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
+from sae_sweeps.system.files import replacing, write_json, write_text
 
 RESULT_VERSION = 1
 

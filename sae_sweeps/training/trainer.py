@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_sweeps import options
+from sae_sweeps.config import options
 from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Resampling, Step
 from sae_sweeps.training.adam import Adam
 
@@ -24,7 +24,7 @@ class Trainer:
         sae: Architecture,
         aux_loss: AuxLoss,
         resampling: Resampling,
-        given: options.Training,
+        given: options.TrainingOptions,
     ) -> None:
         self.sae, self.aux_loss, self.resampling, self.given = sae, aux_loss, resampling, given
         factors, named = sae.lr_factors(), dict(sae.named_parameters())
@@ -146,7 +146,7 @@ def figures(
     }
 
 
-def learning_rate(tokens: int, batch: int, given: options.Training) -> float:
+def learning_rate(tokens: int, batch: int, given: options.TrainingOptions) -> float:
     """Linear warm-up from 0, constant, linear decay to 0, at the batch after `tokens`."""
     up = (tokens + batch) / max(given.warmup_tokens, 1)
     down = (given.tokens - tokens) / max(given.decay_tokens, 1)

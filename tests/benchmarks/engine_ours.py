@@ -12,10 +12,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.tracking.off import Off
-from sae_sweeps.tracking.wandb import Wandb
+from sae_sweeps.tracking.wandb.tracker import Wandb
 from sae_sweeps.training.pack import train_pack
 from tests.benchmarks.engine_worker import Gate, repeated, saved
 from tests.small import Quiet, small_run

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_sweeps import gemm, sparse
+from sae_sweeps.engine import gemm, sparse
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.training import trainer as training
 from sae_sweeps.training.member import Member

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.training import trainer as training
 from sae_sweeps.training.trainer import Trainer
 from tests.benchmarks.engine_ours import METHODS, reference

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from sae_sweeps.build import build
+from sae_sweeps.config.signature import build
 from sae_sweeps.embedded import MODEL
 from sae_sweeps.interfaces import Split
 from sae_sweeps.stream.harvest import Harvest

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, final
 
-from sae_sweeps.run import Run
+from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from tests.benchmarks.main_job import RESULTS, processor
 
@@ -84,8 +84,8 @@ class Timed(Tracking, TrackedRun):
 
 def job(place: Path, mode: str, count: int) -> dict[str, Any]:
     """Train `count` runs in this process; what it took, and when its rows were logged."""
-    from sae_sweeps.build import build
-    from sae_sweeps.tracking import service, session
+    from sae_sweeps.config.signature import build
+    from sae_sweeps.tracking.wandb import service, session
     from sae_sweeps.training.pack import train_pack
     from tests.small import Quiet
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_sweeps import cluster
-from sae_sweeps.cluster import ClusterError, Job
+from sae_sweeps.system import cluster
+from sae_sweeps.system.cluster import ClusterError, Job
 
 from .conftest import Slurm, until
 

@@ -1,0 +1,159 @@
+"""The Hydra application: what becomes of a command that trains."""
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from sae_sweeps.config.check import GLOBAL_GROUPS, GROUPS, checked
+from sae_sweeps.config.rules import obey
+from sae_sweeps.errors import ConfigError, did_you_mean, one_line
+from sae_sweeps.launching.alone import train_alone
+from sae_sweeps.launching.compose import choices_of
+from sae_sweeps.launching.errors import is_users, line
+from sae_sweeps.launching.summary import complain
+
+HERE = Path(__file__).resolve().parents[1]
+CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
+"""Inside the package in a wheel, beside it in a checkout."""
+
+NO_OPTION = r"null|true|false|[-\d.]*|.*\.\..*|[\[{].*"
+"""What is no option file's name; Hydra would read a list of them as one merged option."""
+DEEPEST = 20
+"""Brackets in brackets; the parsers of Hydra and OmegaConf recurse, and run out of stack."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(cfg: DictConfig) -> None:
+    """Train one run as a pack of one: what stock launchers call for each point."""
+    choices = choices_of(OmegaConf.structured(HydraConfig.get()))
+    config = checked(cfg, choices)
+    obey(config)
+    train_alone(config, choices)
+
+
+def run(arguments: list[str]) -> int:
+    """Hand a command to Hydra; returns the exit code: 0 fine, 1 refused, 2 some runs failed."""
+    try:
+        arguments = arranged(arguments)
+    except ConfigError as error:
+        complain(line(error))
+        return 1
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    with hydra_as_library(arguments):
+        try:
+            app()
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return 130
+        except BrokenPipeError:  # the reader of `sae-sweeps --help | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            if wants_traceback or not is_users(error):
+                raise
+            complain(line(error))
+            return 1
+    return 0
+
+
+def arranged(arguments: list[str]) -> list[str]:
+    """Put overrides before flags and ask for a multirun; raises ConfigError for a wrong flag.
+
+    Always a multirun: so a single run is a sweep of one point, and Hydra reports a mistake in the
+    config, where else it would call a command with axes ambiguous.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse
+    args, rest = parser.parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("-"):
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            hint = did_you_mean(word, flags) or " Options have no dashes: k=16."
+            raise ConfigError(f"{one_line(repr(word))} is not a flag.{hint}")
+    overrides = [word for word in arguments if word in [*args.overrides, *rest]]
+    flags = [word for word in arguments if word not in overrides and word != "--"]
+    if args.shell_completion and "COMP_LINE" not in os.environ and "query" in str(overrides):
+        raise ConfigError(f"{overrides[0]!r} is for shells to ask: COMP_LINE is not set.")
+    for word in overrides:
+        _refuse_word(word)
+    # Overrides first: `--info`, whose value may be left out, would take one.
+    parser.parse_known_args([*overrides, *flags])
+    others = (args.run, args.cfg, args.info, args.help, args.hydra_help, args.shell_completion)
+    if any(others):
+        return [*overrides, *flags]
+    multirun = [] if args.multirun else ["--multirun"]
+    return [*loosened(overrides), *multirun, *flags]
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(one_line(message))
+
+
+def _refuse_word(word: str) -> None:
+    """Refuse what Hydra would not, or in words that do not say which option is meant."""
+    key, equals, value = word.partition("=")
+    shown = one_line(repr(word))
+    if not key.lstrip("+~") or not (equals or word.startswith("~")):
+        raise ConfigError(f"{shown} is not an option: write key=value, without spaces (k=4,8).")
+    if max(accumulate((c in "[{(") - (c in "]})") for c in word)) > DEEPEST:
+        raise ConfigError(f"{shown} is nested too deeply.")
+    if key.lstrip("+") in (*GROUPS, *GLOBAL_GROUPS) and re.fullmatch(NO_OPTION, value):
+        raise ConfigError(f"{key} is {value or 'empty'}, expected the name of an option.")
+
+
+@contextmanager
+def hydra_as_library(arguments: Sequence[str]) -> Generator[None, None, None]:
+    """Let Hydra read these arguments, and raise errors instead of printing them and exiting."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with warnings.catch_warnings():
+            # Each tells of a mistake, such as a search path that is not there.
+            warnings.filterwarnings("error", module="hydra")
+            yield
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def loosened(arguments: Sequence[str]) -> list[str]:
+    """Write an option of a group, `allocator.k=5`, as an axis of one value.
+
+    Hydra composes the config without axes first. An option that only the swept methods have
+    would be refused there, although every point has it; as an axis it is judged in each point.
+    """
+    return [_loosened(argument) for argument in arguments]
+
+
+def _loosened(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or not re.fullmatch(rf"({'|'.join(GROUPS)})\.[\w.]+", key):
+        return argument
+    axis = f"{key}=choice({value})"
+    try:
+        parse = OverridesParser.create().parse_override
+        before, after = parse(argument), parse(axis)
+    except HydraException:
+        return argument
+    if before.type is not OverrideType.CHANGE or before.is_sweep_override():
+        return argument
+    same = list(after.sweep_string_iterator()) == [before.get_value_element_as_str()]
+    return axis if same else argument

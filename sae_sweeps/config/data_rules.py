@@ -1,0 +1,109 @@
+"""Rules about data: files that are there, data sets that can be had, tokens enough; no torch."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.config.options import total_tokens
+from sae_sweeps.config.target_rules import facts, model_folder, number, place_of
+from sae_sweeps.data import documents, token_cache
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.system import hugging_face
+
+Config = dict[str, Any]
+
+
+def text_files_exist(config: Config) -> Iterator[str]:
+    node = config["data"]
+    path = node.get("path") if "sample_by" in node else None
+    if isinstance(path, str) and (fault := _fault(path, node["sample_by"], Path.cwd())):
+        yield fault
+
+
+@cache
+def _fault(path: str, sample_by: str, _where: Path) -> str:
+    """Say once for all points of a sweep what is wrong with a path, seen from a folder."""
+    try:
+        files = documents.text_files(path)
+    except ConfigError as error:
+        return str(error)
+    whole = sample_by == "document" and documents.READERS[files[0].suffix] == "text"
+    if whole and len(files) == 1:
+        return (
+            f"data.sample_by is 'document', and {path!r} is a single one, which cannot be both "
+            "trained on and held out; expected paragraph or line, or more files."
+        )
+    return ""
+
+
+def contexts_fit(config: Config) -> Iterator[str]:
+    """The model's config says how much it reads, which spares packing rows that are too long."""
+    tokens, node = config["data"].get("context_tokens"), config["target_model"]
+    model = node.get("model")
+    folder = model_folder(model, node.get("revision")) if isinstance(model, str) else None
+    most = number(facts(folder), "n_positions", "max_position_embeddings") if folder else None
+    if isinstance(tokens, int) and most is not None and tokens > most:
+        yield f"data.context_tokens is {tokens}, but the model reads at most {most}."
+
+
+def tokens_suffice(config: Config) -> Iterator[str]:
+    """What will be packed is known before; what the data hold is not."""
+    packed, tokens = config["data"].get("train_tokens"), total_tokens(config)
+    if isinstance(packed, int) and tokens > packed and not config["stream"]["repeat"]:
+        yield (
+            f"training.tokens is {tokens}, expected at most data.train_tokens, which is {packed}; "
+            "or set stream.repeat=true to go over them again."
+        )
+
+
+def data_sets_can_be_had(config: Config) -> Iterator[str]:
+    """Refuse what is neither packed nor here nor to be had."""
+    node = config["data"]
+    dataset = node.get("dataset")
+    if not isinstance(dataset, str) or not {"config", "split", "revision"} <= set(node):
+        return
+    repository = hugging_face.Repository("data.dataset", dataset, node["revision"])
+    if (place := place_of(dataset)) and place.is_dir():
+        if node["revision"] is not None:
+            yield (
+                f"data.revision is {node['revision']!r}, but only data sets of the hub have "
+                f"revisions, and {dataset!r} is a folder; expected null."
+            )
+    elif not hugging_face.is_name(dataset):
+        yield f"{repository.what}there is no such folder."
+    elif not token_cache.packed(documents.hub_source(node), node):
+        yield from _hub_has_it(repository)
+
+
+def _hub_has_it(repository: hugging_face.Repository) -> Iterator[str]:
+    """Refuse a data set that is not packed, and neither in a cache nor given by the hub."""
+    if _is_cached(repository):
+        return
+    if silence := hugging_face.silence():
+        of = f" at revision {repository.revision!r}" if repository.revision else ""
+        yield f"{repository.what}neither a folder nor packed before{of}, and {silence}."
+    elif refusal := hugging_face.refusal(repository):
+        yield refusal
+
+
+def _is_cached(repository: hugging_face.Repository) -> bool:
+    """Whether `datasets` has a copy; which of its variants and splits is judged in reading.
+
+    It would read whatever commit it has, so a revision must be known to be that.
+    """
+    own = os.environ.get("HF_DATASETS_CACHE") or hugging_face.cache_folder().parent / "datasets"
+    folders = [folder for folder in Path(own).expanduser().glob("*") if folder.is_dir()]
+    found = [folder for folder in folders if _bare(folder.name) == _bare(repository.name)]
+    if repository.revision is None:
+        return bool(found)
+    place = hugging_face.cache_folder() / f"datasets--{repository.name.replace('/', '--')}"
+    commit = hugging_face.commit_of(place, repository.revision)
+    return any(copy.name == commit for folder in found for copy in folder.glob("*/*/*"))
+
+
+def _bare(name: str) -> str:
+    """Leave out what `datasets` changes in a name to make it a folder's."""
+    return re.sub("[/_]", "", name).lower()

@@ -1,0 +1,1 @@
+"""The engine: sparse products, exact selection, and what is computed with them."""

@@ -1,0 +1,26 @@
+"""How a user's mistake is worded."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A user's mistake; its message is one line."""
+
+
+LINE_LENGTH = 380
+"""What a message is cut to, in characters: a value typed may be as long as a book."""
+
+
+def one_line(text: object) -> str:
+    """Fold white space and leave out the middle of what is too long, so that it is one line."""
+    line = " ".join(str(text).split())
+    if len(line) <= LINE_LENGTH:
+        return line
+    return f"{line[: 2 * LINE_LENGTH // 3]} ... {line[-LINE_LENGTH // 3 :]}"
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """End a complaint with the nearest valid name, where there is one."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""What is on record: runs, plans, manifests, states and checkpoints on disk."""

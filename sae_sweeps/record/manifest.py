@@ -1,0 +1,221 @@
+"""A sweep's manifest, `sweep.json`: its points, and of every launch its packs and their jobs."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.plan import Plan, Point
+from sae_sweeps.system import files
+
+VERSION = 2
+
+PACKAGES = (
+    *("sae-sweeps", "torch", "numpy", "safetensors", "transformer-lens", "transformers"),
+    *("datasets", "wandb", "hydra-core", "omegaconf", "submitit"),
+)
+DIFF_CHARACTERS = 20_000
+
+LAUNCH = (
+    *("command", "cwd", "time", "host", "pid", "git", "packages", "search_path"),
+    *("launcher", "packs"),
+)
+"""What the manifest holds of each launch: of the last one at its top, of others in `earlier`."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs that one process trains, in lockstep."""
+
+    name: str
+    """`<launch>-<i>`, which its files in `packs/` are called."""
+    runs: list[str]
+    job: str | None
+    """Its SLURM job, `12_0`; None for a pack that a local process trains."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One command that planned packs."""
+
+    command: str
+    time: str
+    """When it was planned, ISO 8601 with the zone."""
+    host: str
+    pid: int
+    launcher: dict[str, Any]
+    """`_target_` and the options; its values are plain JSON."""
+    packs: list[Pack]
+    search_path: list[str]
+    """Folders where its process found modules, a user's own among them."""
+    cwd: str
+    """The folder it was typed in, which relative paths of its options begin at."""
+    git: dict[str, str]
+    """`commit` and `diff` of the code it ran; empty where it lay in no repository."""
+    packages: dict[str, str]
+    """Versions of Python and of the packages that rule results."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `sweep.json` says."""
+
+    name: str
+    points: list[Point]
+    runs: list[str]
+    """The name of every point's run; points of equal identity share one."""
+    launches: list[Launch]
+    """Oldest first."""
+
+    def planned(self, run: str) -> tuple[Launch, Pack] | None:
+        """Give the last launch that planned a run, and its pack there."""
+        for launch in reversed(self.launches):
+            for pack in launch.packs:
+                if run in pack.runs:
+                    return launch, pack
+        return None
+
+    def pack_of(self, run: str) -> Pack | None:
+        """Give the pack of the last launch that planned a run."""
+        planned = self.planned(run)
+        return planned[1] if planned else None
+
+
+def read(folder: Path) -> Manifest:
+    """Read a sweep's manifest.
+
+    Raises:
+        ConfigError: for a folder that holds none, or one of another version.
+    """
+    path = folder / "sweep.json"
+    found = _load(path)
+    if found is None:
+        raise ConfigError(f"{folder} is not a sweep's folder: it has no sweep.json.")
+    try:
+        rows = found["points"]
+        points = [Point(row["overrides"], row["config"], row["choices"]) for row in rows]
+        launches = [_launch(launch) for launch in (*found["earlier"], found)]
+        return Manifest(found["name"], points, [row["run"] for row in rows], launches)
+    except KeyError as error:
+        raise ConfigError(f"{path} is not a manifest: it lacks {error}.") from None
+    except TypeError as error:
+        raise ConfigError(f"{path} is not a manifest: {error}.") from None
+
+
+def _launch(found: Mapping[str, Any]) -> Launch:
+    packs = [Pack(pack["name"], pack["runs"], pack["job"]) for pack in found["packs"]]
+    words = found["command"], found["time"], found["host"], found["pid"], found["launcher"]
+    where = found.get("search_path", []), found.get("cwd", ".")
+    return Launch(*words, packs, *where, found.get("git") or {}, found.get("packages", {}))
+
+
+def typed(argv: Sequence[str]) -> str:
+    """Word a process's arguments as one would type them, without folders of programs."""
+    names = [Path(word).name for word in argv]
+    start = names.index("sae-sweeps") if "sae-sweeps" in names[:2] else 0
+    return shlex.join([names[start], *argv[start + 1 :]])
+
+
+def next_launch(folder: Path) -> int:
+    """Number the launch to come, from 1; raises ConfigError for a manifest of another version."""
+    found = _load(folder / "sweep.json")
+    return 1 if found is None else len(found["earlier"]) + 2
+
+
+def write(plan: Plan, packs: Sequence[Pack], launcher: Mapping[str, Any]) -> None:
+    """Write `sweep.json`; points and launches of earlier commands stay in it.
+
+    Again for the same plan, as when jobs have got their ids, it replaces what it wrote of it.
+
+    Raises:
+        ConfigError: for a manifest of another version, which stays as it is.
+    """
+    path = plan.folder / "sweep.json"
+    before = _load(path) or {}
+    rows = [_row(point, run.name) for point, run in zip(plan.points, plan.runs, strict=True)]
+    current = {row["run"] for row in rows}
+    kept = [row for row in before.get("points", []) if row["run"] not in current]
+    earlier = before.get("earlier", [])
+    mine = {"time": plan.time, "host": socket.gethostname(), "pid": os.getpid()}
+    if mine.items() <= before.items():
+        launch = _of_launch(before)
+    else:
+        earlier = [*earlier, *([_of_launch(before)] if before else [])]
+        launch = {"command": typed(sys.orig_argv), "cwd": str(Path.cwd()), **mine}
+        launch |= {"git": git_state(), "packages": versions(), "search_path": search_path()}
+    launch |= {"launcher": dict(launcher), "packs": [asdict(pack) for pack in packs]}
+    manifest = {"version": VERSION, "name": plan.name, **launch}
+    files.write_json(path, manifest | {"points": kept + rows, "earlier": earlier})
+
+
+def _row(point: Point, run: str) -> dict[str, Any]:
+    return {
+        "run": run,
+        "overrides": point.overrides,
+        "choices": point.choices,
+        "config": point.config,
+    }
+
+
+def _of_launch(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: manifest[key] for key in LAUNCH if key in manifest}
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """Read a manifest of this version; None if there is none."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest.get("version")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{path} is not JSON; move it away, or give another name.") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
+    if version != VERSION:
+        text = f"{path} has version {version!r}, expected {VERSION}."
+        raise ConfigError(f"{text} Give another name.")
+    return manifest
+
+
+def search_path() -> list[str]:
+    """Give the folders where a process started elsewhere finds the modules that this one does."""
+    return [str(Path(entry).resolve()) for entry in sys.path if Path(entry or ".").is_dir()]
+
+
+def git_state() -> dict[str, str] | None:
+    """Tell the commit and the uncommitted changes of the code that runs, if it is a checkout."""
+    home = Path(__file__).resolve().parents[2]
+    if not (home / ".git").exists():
+        return None
+    commit = _git(home, "rev-parse", "--quiet", "--verify", "HEAD")
+    diff = _git(home, "diff", "HEAD", "--", "sae_sweeps", "conf", "hydra_plugins")
+    return {"commit": commit.strip(), "diff": diff[:DIFF_CHARACTERS]}
+
+
+def _git(home: Path, *words: str) -> str:
+    try:
+        command = ["git", "-C", str(home), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Tell which packages are installed; reading that imports none of them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

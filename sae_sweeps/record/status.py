@@ -1,0 +1,292 @@
+"""The state of a sweep's runs, judged by its files, its locks and what SLURM says."""
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.config.options import total_tokens
+from sae_sweeps.errors import one_line
+from sae_sweeps.record import manifest
+from sae_sweeps.record.manifest import Manifest
+from sae_sweeps.record.plan import Point, finished_result
+from sae_sweeps.record.run import identity, label
+from sae_sweeps.system import cluster, files
+
+STATES = ("done", "running", "pending", "preempted", "failed", "lost")
+"""In the order in which they are told.
+
+done: `result.json` of this identity. failed: `failed.json`. running: a process trains it.
+preempted: its job was stopped and waits to go on. pending: it waits for its turn. lost: nobody
+works on it and nobody will: it was killed or cancelled, or never started.
+"""
+UNDER_WAY = ("running", "pending", "preempted")
+
+AT_WORK = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
+"""SLURM's words for a live job that has its nodes; any other live one waits for some."""
+
+TAIL = 1 << 16
+"""Bytes read from the end of `metrics.jsonl`: many rows."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What can be said of one run; figures are None where they are not known or not finite."""
+
+    name: str
+    label: str
+    k: float
+    seed: int
+    state: str
+    """One of `STATES`."""
+    tokens: int
+    """Trained so far."""
+    total_tokens: int
+    tokens_per_s: float | None
+    """At the last row of a running run's metrics, over the whole of a finished one."""
+    l0: float | None
+    """Of the last training batch in `metrics.jsonl`; of a finished run, on held-out tokens."""
+    fvu: float | None
+    job: str | None
+    """Its SLURM job; None for a run of a local process."""
+    node: str
+    """Where it is at work: a node of SLURM's, or this machine's name; else empty."""
+    reason: str
+    """Why it failed, was lost or waits; else empty."""
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    """A finished run's figures."""
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """What can be said of a sweep."""
+
+    name: str
+    folder: Path
+    runs: list[RunStatus]
+    """In the order of the manifest's points, each once."""
+    problem: str
+    """Why SLURM could not be asked, so that jobs are judged by their files alone; else empty."""
+    jobs: list[str]
+    """The SLURM jobs of unfinished runs that run or wait."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many runs are in each state, of all `STATES`."""
+        return {state: sum(run.state == state for run in self.runs) for state in STATES}
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will happen by itself any more."""
+        return not any(run.state in UNDER_WAY for run in self.runs)
+
+    def as_json(self) -> dict[str, Any]:
+        """Give all of it as plain data."""
+        facts = {"name": self.name, "folder": str(self.folder), "over": self.over}
+        runs = [asdict(run) for run in self.runs]
+        return facts | {"problem": self.problem, "counts": self.counts, "runs": runs}
+
+
+def shown(folder: Path) -> str:
+    """Name a folder as one would type it here."""
+    return shlex.quote(os.path.relpath(folder))
+
+
+def read(folder: Path) -> SweepStatus:
+    """Judge every run of a sweep; SLURM is asked at most once.
+
+    Who is at work is asked before the files are read. So a run that ends meanwhile is found to be
+    running or done, and never lost.
+
+    Raises:
+        ConfigError: for a folder that is no sweep's, or whose manifest has another version.
+    """
+    held = files.is_locked(folder / ".lock")
+    found = manifest.read(folder)
+    points = dict(zip(found.runs, found.points, strict=True))
+    results = {name: _result(folder, name, point) for name, point in points.items()}
+    packs = [found.pack_of(name) for name, result in results.items() if result is None]
+    jobs, problem = _ask({pack.job for pack in packs if pack and pack.job})
+    around = _Around(folder, found, held, jobs, problem)
+    runs = [_judge(name, point, results[name], around) for name, point in points.items()]
+    live = sorted(job.id for job in jobs.values() if job.live)
+    return SweepStatus(found.name, folder, runs, problem, live)
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What is known of the sweep, and not of one run alone."""
+
+    folder: Path
+    manifest: Manifest
+    held: bool
+    """Whether a launch is at work."""
+    jobs: dict[str, cluster.Job]
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A run's state."""
+
+    state: str
+    reason: str = ""
+    node: str = ""
+
+
+def _ask(ids: set[str]) -> tuple[dict[str, cluster.Job], str]:
+    """Ask SLURM about jobs; what it knows, and why it could not be asked."""
+    try:
+        return (cluster.jobs(sorted(ids)) if ids else {}), ""
+    except cluster.ClusterError as error:
+        return {}, one_line(error)
+
+
+def _judge(name: str, point: Point, result: dict[str, Any] | None, around: _Around) -> RunStatus:
+    run = around.folder / "runs" / name
+    locked = files.is_locked(run / ".lock")  # before the files are read
+    result = result or _result(around.folder, name, point)
+    failure = _failure(run)
+    verdict = _verdict(name, result, failure, locked, around)
+    pack = around.manifest.pack_of(name)
+    row = _last_row(run / "metrics.jsonl")
+    tokens = row.get("tokens")
+    figures = row.get("train/l0"), row.get("train/fvu")
+    speed = row.get("perf/tokens_per_s") if verdict.state == "running" else None
+    metrics: dict[str, float] = {}
+    if result is not None:
+        metrics = _numbers(result["metrics"])
+        tokens = result.get("tokens", tokens)
+        figures = metrics.get("l0"), metrics.get("fvu")
+        speed = _mapping(result.get("cost")).get("tokens_per_s")
+    elif failure is not None:
+        tokens = failure.get("tokens", tokens)
+    return RunStatus(
+        name=name,
+        label=label(point.choices),
+        k=float(point.config["k"]),
+        seed=point.config["seed"],
+        state=verdict.state,
+        tokens=int(_number(tokens) or 0),
+        total_tokens=total_tokens(point.config),
+        tokens_per_s=_number(speed),
+        l0=_number(figures[0]),
+        fvu=_number(figures[1]),
+        job=pack.job if pack else None,
+        node=verdict.node,
+        reason=verdict.reason,
+        metrics=metrics,
+    )
+
+
+def _verdict(
+    name: str,
+    result: dict[str, Any] | None,
+    failure: dict[str, Any] | None,
+    locked: bool,
+    around: _Around,
+) -> _Verdict:
+    """Find a run's state: the first that holds."""
+    if result is not None:
+        return _Verdict("done")
+    if failure is not None:
+        return _Verdict("failed", one_line(failure.get("error", "failed.json cannot be read")))
+    launch, pack = around.manifest.planned(name) or (None, None)
+    number = pack.job if pack else None
+    job = around.jobs.get(number) if number else None
+    if job is not None and job.live and (locked or job.state in AT_WORK):
+        return _Verdict("running", node=job.node)
+    if locked:
+        return _Verdict("running", node=launch.host if launch and number is None else "")
+    if job is not None and job.live:
+        return _Verdict("preempted" if job.restarts else "pending", _why(job), job.node)
+    if around.held and number is None and launch is around.manifest.launches[-1]:
+        return _Verdict("pending", "waits for its turn")
+    return _Verdict("lost", _loss(name, number, job, around))
+
+
+def _loss(name: str, number: str | None, job: cluster.Job | None, around: _Around) -> str:
+    """Say what is known of why nobody works on a run."""
+    if number and around.problem:
+        return "SLURM could not be asked about its job"
+    if number:
+        said = "SLURM does not know its job any more"
+        if job is not None:
+            said = f"its job ended as {_why(job, first=job.state)}"
+        return f"{said}{_last_words(around.folder / 'packs' / number / f'{number}_0_log.err')}"
+    started = (around.folder / "runs" / name / "run.log").exists()
+    return "the process that trained it is gone" if started else "it was never started"
+
+
+def _last_words(path: Path) -> str:
+    """Quote what SLURM, or else the process itself, last wrote into a job's log of errors."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    step = [line for line in lines if line.startswith("slurmstepd") and "***" not in line]
+    noise = ("slurmstepd", "srun", "submitit")
+    own = [line for line in lines if line.strip() and not line.startswith(noise)]
+    said = [*own[-1:], *step[-1:]]
+    return f" ({one_line(said[-1].rpartition('error: ')[2])})" if said else ""
+
+
+def _why(job: cluster.Job, first: str = "") -> str:
+    return ": ".join(word for word in (first, job.reason) if word)
+
+
+# --- A run's files, which a crash may have torn --------------------------------------------
+
+
+def _result(folder: Path, name: str, point: Point) -> dict[str, Any] | None:
+    return finished_result(folder / "runs" / name, identity(point.config))
+
+
+def _failure(run: Path) -> dict[str, Any] | None:
+    """Read `failed.json`; None without one, nothing in it if it cannot be read."""
+    try:
+        return dict(_mapping(json.loads((run / "failed.json").read_bytes())))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        return {}
+
+
+def _last_row(path: Path) -> dict[str, Any]:
+    """Read the last whole row of a run's metrics, from the file's end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row = _mapping(json.loads(line))
+        except ValueError:
+            continue
+        if _number(row.get("tokens")) is not None:
+            return dict(row)
+    return {}
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: object) -> dict[str, float]:
+    found = {name: _number(figure) for name, figure in _mapping(value).items()}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _number(value: object) -> float | None:
+    """Take a finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
