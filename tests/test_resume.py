@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sae_sweeps.record import checkpoint
 from sae_sweeps.record.checkpoint import Checkpoint, latest, save
-from sae_sweeps.record.run import Run, digest, identity
+from sae_sweeps.record.run import Run, identity
+from sae_sweeps.system.files import digest
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
 

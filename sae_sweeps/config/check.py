@@ -72,7 +72,8 @@ def check(path: str, node: Mapping[Any, Any]) -> dict[str, Any]:
     if path in KINDS and ancestors(target) & set(KINDS.values()) - {KINDS[path]}:
         raise ConfigError(f"{where} is {target!r}, expected a subclass of {KINDS[path]}.")
     given = {key: value for key, value in node.items() if key != "_target_"}
-    _names(path, given, hints, target.rpartition(".")[2])
+    owner = target.rpartition(".")[2]
+    _names(path, given, hints, owner.removesuffix("Options") or owner)
     fixed = {name: _option(_dotted(path, name), given[name], hints[name]) for name in hints}
     return {"_target_": target} | fixed
 

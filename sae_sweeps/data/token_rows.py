@@ -21,8 +21,8 @@ from sae_sweeps.data import token_cache
 from sae_sweeps.data.matrix import START, Matrix
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Rows, Split
-from sae_sweeps.record.run import digest
 from sae_sweeps.system import files, interrupt
+from sae_sweeps.system.files import digest
 
 log = logging.getLogger("sae_sweeps.data")
 

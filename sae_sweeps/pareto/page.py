@@ -22,8 +22,8 @@ from sae_sweeps.pareto.rows import rows
 from sae_sweeps.pareto.table import COLUMNS
 from sae_sweeps.record import manifest
 from sae_sweeps.record.manifest import Manifest
-from sae_sweeps.record.run import digest
 from sae_sweeps.system import files
+from sae_sweeps.system.files import digest
 
 PARTS = Path(__file__).parent / "html"
 SCRIPTS = ("data.js", "figures.js", "page.js")

@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import checked
-from sae_sweeps.record.run import NOT_IDENTITY, digest, identity, label
+from sae_sweeps.record.run import NOT_IDENTITY, identity, label
+from sae_sweeps.system.files import digest
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:

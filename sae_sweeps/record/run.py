@@ -1,13 +1,12 @@
 """What one run of a sweep is; no torch."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.config.options import total_tokens
+from sae_sweeps.system.files import digest
 
 METRICS_VERSION = 3
 """Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
@@ -69,12 +68,6 @@ def pass_identity(config: Mapping[str, Any]) -> str:
     """
     node = {key: value for key, value in config["target_model"].items() if key != "hook"}
     return stream_identity({**config, "target_model": node})
-
-
-def digest(value: object) -> str:
-    """Hash plain data: 64 hex digits, the same on every machine."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Writes a file whole or not at all: beside its place, flushed to disk, then renamed."""
 
+import hashlib
 import json
 import logging
 import os
@@ -18,6 +19,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, obj: object) -> None:
     """Put `obj` at `path` as indented JSON; nan and infinity are refused."""
     write_text(path, json.dumps(obj, indent=1, allow_nan=False) + "\n")
+
+
+def digest(value: object) -> str:
+    """Hash plain data: 64 hex digits, the same on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from sae_sweeps.engine.acts import max_listed
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.record import checkpoint
-from sae_sweeps.record.run import Run, digest, identity
+from sae_sweeps.record.run import Run, identity
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.system import interrupt
-from sae_sweeps.system.files import LogFile, write_json, write_text
+from sae_sweeps.system.files import LogFile, digest, write_json, write_text
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results, snapshot
 from sae_sweeps.training.clock import Clock
