@@ -145,6 +145,46 @@ class Architecture(nn.Module, ABC):
         """The weights in SAELens' layout; None where SAELens has no such inference rule."""
 
 
+class Optimizer(ABC):
+    """Makes steps on some parameters.
+
+    The constructor's positional parameters are the parameters and, for each, how many times the
+    common learning rate it is to have; `lr` is an option of every variant.
+    """
+
+    lr: float
+    """peak learning rate"""
+    trained: list[nn.Parameter]
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Let go of all gradients."""
+
+    @abstractmethod
+    def update(self, lr: float) -> None:
+        """Make a step at the common learning rate `lr`; a parameter without gradient stays."""
+
+    @abstractmethod
+    def forget(self, parameter: nn.Parameter, dim: int, latents: Int[Tensor, " n"]) -> None:
+        """Set what is remembered of these latents' part of a parameter, along `dim`, to 0."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """All of its state, by names that stay the same."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the state that `tensors` gave, in an optimiser that has made no step."""
+
+
+class Schedule(ABC):
+    """How the learning rate moves; the constructor is given the tokens of the whole training."""
+
+    @abstractmethod
+    def factor(self, tokens: int, batch: int) -> float:
+        """Share of the peak learning rate for a batch of `batch` tokens after `tokens`."""
+
+
 class AuxLoss(nn.Module, ABC):
     """A loss beside reconstruction and penalty."""
 

@@ -22,7 +22,7 @@ from option_values import (
     unreadable,
 )
 
-from sae_sweeps.config.check import GLOBAL_GROUPS, GROUPS
+from sae_sweeps.config import groups
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def sound(draw: st.DrawFn) -> Line:
     axes = {
         "k": ["1", "2", "4", "2.0", "1,2", "range(1,3)", "choice(3,2)", "3e0"],
         "seed": ["0", "3", "1,2", "range(2)", "9223372036854775807"],
-        "training.lr": ["1e-3", "0.002", "1e-3,3e-3"],
+        "optimizer.lr": ["1e-3", "0.002", "1e-3,3e-3"],
         "d_sae": ["16", "33", "32.0"],
         "name": ["x", "'a.b'", "A-1_", "null"],
         "training.tokens": ["1024", "1_000", "5e2"],
@@ -93,7 +93,7 @@ def wrong_key(draw: st.DrawFn) -> Mistake:
     option = draw(st.sampled_from(options()))
     parts = option.path.split(".")
     at = draw(st.integers(0, len(parts) - 1))
-    known = {name for o in options() for name in o.path.split(".")} | {*GLOBAL_GROUPS, "hydra"}
+    known = {name for o in options() for name in o.path.split(".")} | {*groups.GLOBAL, "hydra"}
     parts[at] = draw(misspelt(parts[at], tuple(known)))
     prefix = draw(st.sampled_from(("", "", "+", "++")))
     value = draw(st.sampled_from(texts(option, fitting=True, legal=True)))
@@ -102,7 +102,7 @@ def wrong_key(draw: st.DrawFn) -> Mistake:
 
 @st.composite
 def wrong_choice(draw: st.DrawFn) -> Mistake:
-    group = draw(st.sampled_from((*GROUPS, *GLOBAL_GROUPS)))
+    group = draw(st.sampled_from((*groups.NAMES, *groups.GLOBAL)))
     known = files(group)
     name = draw(misspelt(draw(st.sampled_from(known)), tuple(known)))
     axis = [name, f"{name},none", f"none,{name}"] if "none" in known else [name]
@@ -186,7 +186,14 @@ def contradictory(draw: st.DrawFn) -> Line:
         if option.path not in ("name", "device"):
             legal = texts(option, fitting=True, legal=True)
             words.append(f"{option.path}={draw(st.sampled_from(legal))}")
-    more = [[], [], ["k=1,4"], ["+sweep=smoke", "k=2"], ["training.lr=1e30"], ["training.lr=9,1e9"]]
+    more = [
+        [],
+        [],
+        ["k=1,4"],
+        ["+sweep=smoke", "k=2"],
+        ["optimizer.lr=1e30"],
+        ["optimizer.lr=9,1e9"],
+    ]
     words += draw(st.sampled_from(more))
     last = {word.partition("=")[0]: word for word in words}
     return Line(tuple(draw(st.permutations(list(last.values())))))

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from small import CONF
 
-from sae_sweeps.config.check import GROUPS, OPTIONS_MODULE, SECTIONS, plain
+from sae_sweeps.config import groups
+from sae_sweeps.config.check import plain
+from sae_sweeps.config.options import ROOT, SECTIONS
 from sae_sweeps.config.rules import LIMITS
 from sae_sweeps.config.signature import fit, signature
 from sae_sweeps.errors import ConfigError
@@ -41,14 +43,14 @@ def files(group: str) -> list[str]:
 def options() -> list[Option]:
     """Every option of every option file whose other options all have values."""
     found = [
-        Option(name, hint, ())
-        for name, hint in signature(f"{OPTIONS_MODULE}.RunConfig").items()
-        if name not in (*GROUPS, *SECTIONS)
+        Option(name, option.hint, ())
+        for name, option in signature(ROOT).items()
+        if name not in SECTIONS
     ]
     for section, owner in SECTIONS.items():
-        hints = signature(f"{OPTIONS_MODULE}.{owner}")
-        found += [Option(f"{section}.{name}", hint, ()) for name, hint in hints.items()]
-    for group in GROUPS:
+        hints = signature(owner)
+        found += [Option(f"{section}.{name}", o.hint, ()) for name, o in hints.items()]
+    for group in groups.NAMES:
         for name in files(group):
             node = OmegaConf.load(CONF / group / f"{name}.yaml")
             assert isinstance(node, DictConfig)
@@ -57,7 +59,10 @@ def options() -> list[Option]:
             if name != "activations" and any(OmegaConf.is_missing(node, key) for key in node):
                 continue
             hints = signature(str(node["_target_"]))
-            found += [Option(f"{group}.{o}", h, (f"{group}={name}",)) for o, h in hints.items()]
+            found += [
+                Option(f"{group}.{key}", option.hint, (f"{group}={name}",))
+                for key, option in hints.items()
+            ]
     return found
 
 

@@ -1,6 +1,9 @@
 """Small runs for tests: composed and checked like the command line's, trained in this process."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,13 +13,18 @@ from jaxtyping import Float, Int
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from sae_sweeps.config import options
 from sae_sweeps.config.check import checked
+from sae_sweeps.config.history import moved
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.pre_acts import PreActs
-from sae_sweeps.interfaces import Rows
+from sae_sweeps.interfaces import Architecture, AuxLoss, Resampling, Rows
+from sae_sweeps.optimizer.adam import Adam
 from sae_sweeps.record.run import Run, identity
+from sae_sweeps.schedule.linear import Linear
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.pack import train_pack
+from sae_sweeps.training.trainer import Trainer
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -59,7 +67,7 @@ def small_run(folder: Path, *overrides: str) -> Run:
     """The run that the small config with `overrides` describes, in a folder of its own."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [*SMALL, *overrides], return_hydra_config=True)
+        cfg = compose("config", [*SMALL, *map(moved, overrides)], return_hydra_config=True)
     config = checked(cfg)
     choices: dict[str, Any] = OmegaConf.to_container(cfg.hydra.runtime.choices)  # pyright: ignore
     name = identity(config)
@@ -69,6 +77,23 @@ def small_run(folder: Path, *overrides: str) -> Run:
 def train(*runs: Run) -> list[dict[str, Any] | Exception]:
     """Train runs that share a stream."""
     return train_pack(list(runs), Off(), Quiet())
+
+
+ADAM = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999}
+
+
+def trainer_of(
+    sae: Architecture,
+    aux_loss: AuxLoss,
+    resampling: Resampling,
+    training: options.TrainingOptions,
+    warmup_tokens: int = 0,
+    decay_tokens: int = 0,
+    adam: Mapping[str, float] = MappingProxyType({}),
+) -> Trainer:
+    """A trainer of parts made by hand, with Adam and a linear schedule."""
+    schedule = Linear(training.tokens, warmup_tokens=warmup_tokens, decay_tokens=decay_tokens)
+    return Trainer(sae, aux_loss, resampling, partial(Adam, **{**ADAM, **adam}), schedule, training)
 
 
 def pre_acts_of(values: Float[Tensor, "batch d_sae"], max_listed: float = 1.0) -> PreActs:

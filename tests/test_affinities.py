@@ -19,7 +19,7 @@ from sae_sweeps.engine import pre_acts
 from sae_sweeps.engine.acts import Listed, Selection
 from sae_sweeps.engine.affinities import SAMPLED, Affinities, as_they_are, listed, merged
 from sae_sweeps.engine.pre_acts import PreActs, encode
-from sae_sweeps.training.adam import Adam
+from sae_sweeps.optimizer.adam import Adam
 
 torch.set_num_threads(1)
 
@@ -426,7 +426,7 @@ def by_adam(latent: PreActs) -> None:
     W_enc = latent.W_enc
     assert isinstance(W_enc, nn.Parameter)
     before = W_enc.detach().clone()
-    optimiser = Adam([W_enc], [1.0], (0.9, 0.999))
+    optimiser = Adam([W_enc], [1.0], lr=0.1, beta1=0.9, beta2=0.999)
     W_enc.grad = torch.ones_like(W_enc)
     optimiser.update(0.1)
     assert not torch.equal(before, W_enc)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import CONF, pre_acts_of, small_run
+from small import CONF, pre_acts_of, small_run, trainer_of
 from torch import Tensor
 
 from sae_sweeps.allocator.none import NoAllocator
@@ -28,7 +28,6 @@ from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.pre_acts import Piece, PreActs
 from sae_sweeps.interfaces import Allocator, Architecture, AuxLoss, Progress, Step
 from sae_sweeps.resampling.none import NoResampling
-from sae_sweeps.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -470,7 +469,7 @@ def test_state_is_in_buffers_and_choosing_changes_none() -> None:
 def test_the_trainer_lets_it_observe() -> None:
     aux_loss = aux_zipf(tau=5.0)
     training = options.TrainingOptions(**node_of("training"))
-    trainer = Trainer(sae_of(True), aux_loss, NoResampling(D_IN, D_SAE), training)
+    trainer = trainer_of(sae_of(True), aux_loss, NoResampling(D_IN, D_SAE), training)
     losses = [
         trainer.step(batch_of(index, 10), wanted=True)["train/aux_loss"] for index in range(2)
     ]

@@ -170,10 +170,10 @@ PAIRED = """# @package _global_
 name: paired
 hydra:
   sweeper:
-    params: {k: "4,8", training.lr: 1e-2, seed: 7}
+    params: {k: "4,8", optimizer.lr: 1e-2, seed: 7}
     points:
-      - {training.lr: 1e-3, method: topk}
-      - {training.lr: 2e-3, method: gated}
+      - {optimizer.lr: 1e-3, method: topk}
+      - {optimizer.lr: 2e-3, method: gated}
 """
 
 
@@ -182,13 +182,13 @@ def test_the_command_line_beats_points_and_points_beat_params(
 ) -> None:
     write(tmp_path / "mine/sweep/paired.yaml", PAIRED)
     assert run("--config-dir", "mine", "+sweep=paired") == 0
-    seen = {(r.choices["architecture"], r.config["training"]["lr"]) for r in trainer.runs}
+    seen = {(r.choices["architecture"], r.config["optimizer"]["lr"]) for r in trainer.runs}
     assert seen == {("relu", 1e-3), ("gated", 2e-3)}
     assert {config["seed"] for config in configs(trainer)} == {7}
     assert len(trainer.runs) == 4
     trainer.packs.clear()
-    assert run("--config-dir", "mine", "+sweep=paired", "training.lr=5e-3", "k=16") == 0
-    assert {config["training"]["lr"] for config in configs(trainer)} == {5e-3}
+    assert run("--config-dir", "mine", "+sweep=paired", "optimizer.lr=5e-3", "k=16") == 0
+    assert {config["optimizer"]["lr"] for config in configs(trainer)} == {5e-3}
     assert {config["k"] for config in configs(trainer)} == {16.0}
     assert len(trainer.runs) == 2
 
@@ -228,7 +228,7 @@ def test_the_derived_name_is_the_same_for_a_repeated_and_an_extended_command(
 
 
 @pytest.mark.parametrize(
-    "other", ["training.lr=1e-4", "allocator.k=7", "d_sae=512", "method=mutual_choice", "seed=3"]
+    "other", ["optimizer.lr=1e-4", "allocator.k=7", "d_sae=512", "method=mutual_choice", "seed=3"]
 )
 def test_another_base_config_gets_another_name(
     other: str, run: Callable[..., int], trainer: Trainer

@@ -18,15 +18,17 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.cli.app import CONF
-from sae_sweeps.config import options, rules, signature
-from sae_sweeps.config.check import GROUPS, check, checked
+from sae_sweeps.config import groups, options, rules, signature
+from sae_sweeps.config.check import check, checked
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.sweeper import literal
 from sae_sweeps.record.naming import run_name
 from sae_sweeps.record.run import identity, label, stream_identity
 
 OPTION_FILES = sorted(
-    path.relative_to(CONF).as_posix() for group in GROUPS for path in (CONF / group).glob("*.yaml")
+    path.relative_to(CONF).as_posix()
+    for group in groups.NAMES
+    for path in (CONF / group).glob("*.yaml")
 )
 NODE = {"_target_": "sae_sweeps.allocator.token_choice.TokenChoice"}
 
@@ -108,18 +110,18 @@ def test_activations_from_files_need_no_data() -> None:
 
 
 def test_values_get_their_declared_types() -> None:
-    found = config("training.tokens=1e6", "training.lr=1", "k=8", "architecture.l1_coef=2")
+    found = config("training.tokens=1e6", "optimizer.lr=1", "k=8", "architecture.l1_coef=2")
     assert found["training"]["tokens"] == 1_000_000
     assert type(found["training"]["tokens"]) is int
-    assert type(found["training"]["lr"]) is float
+    assert type(found["optimizer"]["lr"]) is float
     assert type(found["k"]) is float and type(found["allocator"]["k"]) is int
     assert type(found["architecture"]["l1_coef"]) is float
 
 
 def test_shares_follow_the_tokens() -> None:
     for tokens in ("1000000", "1e6"):
-        found = config(f"training.tokens={tokens}", "training.warmup_tokens=${share:0.123456789}")
-        assert found["training"]["warmup_tokens"] == 123457
+        found = config(f"training.tokens={tokens}", "schedule.warmup_tokens=${share:0.123456789}")
+        assert found["schedule"]["warmup_tokens"] == 123457
 
 
 HINTS: dict[str, Any] = {
@@ -239,7 +241,7 @@ def test_texts_that_look_like_something_else_stay_texts(text: str) -> None:
 # --- Identity ------------------------------------------------------------------------------
 
 SAME = [
-    ["training.lr=1e-3", "training.lr=0.001", "training.lr=0.0010"],
+    ["optimizer.lr=1e-3", "optimizer.lr=0.001", "optimizer.lr=0.0010"],
     ["training.tokens=1e6", "training.tokens=1000000"],
     ["aux_loss.coef=1", "aux_loss.coef=1.0"],
     ["k=8", "k=8.0"],
@@ -250,8 +252,8 @@ SAME = [
     ["data=c4 data.streaming=true", "data=c4 data.streaming=false"],
 ]
 OTHER = [
-    *("seed=1", "k=8", "allocator.k=8", "d_sae=512", "training.lr=1e-5", "stream.seed=1"),
-    *("training.beta2=0.99", "method=gated", "aux_loss=none", "data.context_tokens=64"),
+    *("seed=1", "k=8", "allocator.k=8", "d_sae=512", "optimizer.lr=1e-5", "stream.seed=1"),
+    *("optimizer.beta2=0.99", "method=gated", "aux_loss=none", "data.context_tokens=64"),
     *("target_model.hook=blocks.0.hook_resid_post", "allocator=mutual_choice"),
     *("target_model.compatibility_mode=true", "target_model.dtype=bfloat16"),
 ]
@@ -271,13 +273,13 @@ def test_a_changed_default_in_yaml_changes_the_identity() -> None:
     cfg = composed()
     before = identity(checked(cfg))
     OmegaConf.set_struct(cfg, False)
-    cfg.training.beta1 = 0.5
+    cfg.optimizer.beta1 = 0.5
     assert identity(checked(cfg)) != before
 
 
 def test_a_stream_is_shared_by_what_reads_the_same_batches() -> None:
     base = stream_identity(config())
-    for word in ("seed=1", "method=gated", "k=4", "training.lr=1e-4", "training.tokens=400000"):
+    for word in ("seed=1", "method=gated", "k=4", "optimizer.lr=1e-4", "training.tokens=400000"):
         assert stream_identity(config(word)) == base
     for word in ("stream.seed=1", "stream.batch_tokens=512", "target_model.rows_per_forward=1"):
         assert stream_identity(config(word)) != base

@@ -10,11 +10,9 @@ from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
 from small import CONF, small_run
 
-from sae_sweeps.config import options
-from sae_sweeps.config.signature import build
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.trainer import Trainer
+from sae_sweeps.training.trainer import Trainer, new_trainer
 
 D_IN, BATCH = 8, 512
 
@@ -39,9 +37,7 @@ def trained(config: dict, steps: int) -> Trainer:  # pyright: ignore
     generator = torch.Generator().manual_seed(0)
     sae = new_sae(config, D_IN)
     sae.initialise(generator, torch.zeros(D_IN))
-    sizes = D_IN, config["d_sae"]
-    aux_loss, resampling = (build(config[group], *sizes) for group in ("aux_loss", "resampling"))
-    trainer = Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
+    trainer = new_trainer(config, sae)
     for _ in range(steps):
         figures = trainer.step(torch.randn(BATCH, D_IN, generator=generator) * 0.3, wanted=True)
         assert all(value.isfinite() for value in figures.values()), figures

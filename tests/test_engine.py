@@ -16,17 +16,16 @@ from safetensors.torch import load_file, save_file
 from small import CONF, small_run, train
 from torch import Tensor, nn
 
-from sae_sweeps.config import options
 from sae_sweeps.config.signature import build
 from sae_sweeps.engine.pre_acts import PIECE, Piece, PreActs
-from sae_sweeps.interfaces import Architecture, AuxLoss, FineTune, Progress
+from sae_sweeps.interfaces import Architecture, AuxLoss, FineTune, Optimizer, Progress
+from sae_sweeps.optimizer.adam import Adam
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training import snapshot
-from sae_sweeps.training.adam import Adam
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.trainer import Trainer, squared_error
+from sae_sweeps.training.trainer import Trainer, new_trainer, squared_error
 
 torch.set_num_threads(1)
 
@@ -318,14 +317,14 @@ def started(config: dict[str, Any], fine_tune: str) -> tuple[Trainer, FineTuner]
     sizes = D_IN, config["d_sae"]
     sae = new_sae(config, D_IN)
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(D_IN))
-    aux_loss, resampling = (build(config[group], *sizes) for group in ("aux_loss", "resampling"))
-    trainer = Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
+    trainer = new_trainer(config, sae)
     phase: FineTune = build(node_of("fine_tune", fine_tune), *sizes)
     return trainer, FineTuner(trainer, phase, object.__new__(Stream))
 
 
-def laid_out_like_their_parameter(optimizer: Adam) -> int:
+def laid_out_like_their_parameter(optimizer: Optimizer) -> int:
     """Check gradients and moments of all parameters; the number of moments."""
+    assert isinstance(optimizer, Adam)
     moments = 0
     for parameter in optimizer.trained:
         if parameter.grad is not None:
@@ -405,7 +404,7 @@ def test_adam_is_the_same_however_a_matrix_lies() -> None:
         {"params": [p], "lr": 1e-2 * factor} for p, factor in zip(plain, factors, strict=True)
     ]
     reference = torch.optim.Adam(groups, betas=(0.8, 0.99), foreach=False)
-    ours = Adam(lying, factors, (0.8, 0.99))
+    ours = Adam(lying, factors, lr=1e-2, beta1=0.8, beta2=0.99)
     for _ in range(5):
         for one, other in zip(plain, lying, strict=True):
             one.grad = torch.randn(one.shape, generator=generator)

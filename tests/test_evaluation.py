@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small import PLAIN_L1, pre_acts_of, small_run
+from small import trainer_of as small_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,10 +39,11 @@ from sae_sweeps.interfaces import (
 from sae_sweeps.record.plan import Point, make_plan
 from sae_sweeps.record.run import METRICS_VERSION
 from sae_sweeps.resampling.none import NoResampling
+from sae_sweeps.schedule.linear import Linear
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.system.files import write_json
 from sae_sweeps.training.evaluation import as_result, evaluate, measure
-from sae_sweeps.training.trainer import Trainer, learning_rate
+from sae_sweeps.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -51,11 +53,6 @@ D_IN, D_SAE, BATCH, VOCAB, SEQ = 4, 12, 16, 7, 6
 def training(**changed: Any) -> options.TrainingOptions:
     given: dict[str, Any] = {
         "tokens": 20 * BATCH,
-        "lr": 0.01,
-        "warmup_tokens": 0,
-        "decay_tokens": 0,
-        "beta1": 0.9,
-        "beta2": 0.999,
         "gradient_clip_norm": 1.0,
         "dead_window_tokens": 10**6,
         "log_every_tokens": BATCH,
@@ -137,17 +134,24 @@ def batch_of(seed: int, batch: int = BATCH) -> Tensor:
     return x / 3
 
 
-def trainer_of(method: str, seed: int = 0, **changed: Any) -> Trainer:
+def trainer_of(method: str, seed: int = 0, lr: float = 0.01, **changed: Any) -> Trainer:
     sae, aux_loss = METHODS[method]()
     sae.initialise(torch.Generator().manual_seed(seed), torch.linspace(-1, 2, D_IN) / 3)
-    return Trainer(sae, aux_loss, NoResampling(D_IN, D_SAE), training(**changed))
+    given = training(**changed)
+    return small_trainer(sae, aux_loss, NoResampling(D_IN, D_SAE), given, adam={"lr": lr})
 
 
 # ---------------------------------------------------------------- the step
 
 
 def written_out(
-    p: dict[str, Tensor], xs: list[Tensor], l1: float, given: options.TrainingOptions
+    p: dict[str, Tensor],
+    xs: list[Tensor],
+    l1: float,
+    clip: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
 ) -> None:
     """Steps of an L1 ReLU SAE, in place: projection, clipping, Adam, renormalisation."""
     m = {name: torch.zeros_like(t) for name, t in p.items()}
@@ -161,24 +165,25 @@ def written_out(
             row -= (row @ direction) * direction
         norm = math.sqrt(sum(t.pow(2).sum().item() for t in g.values()))
         for name, t in p.items():
-            clipped = g[name] * min(1.0, given.gradient_clip_norm / norm)
-            m[name] = given.beta1 * m[name] + (1 - given.beta1) * clipped
-            v[name] = given.beta2 * v[name] + (1 - given.beta2) * clipped**2
-            first, second = m[name] / (1 - given.beta1**number), v[name] / (1 - given.beta2**number)
-            t -= given.lr * first / (second.sqrt() + 1e-8)
+            clipped = g[name] * min(1.0, clip / norm)
+            m[name] = beta1 * m[name] + (1 - beta1) * clipped
+            v[name] = beta2 * v[name] + (1 - beta2) * clipped**2
+            first, second = m[name] / (1 - beta1**number), v[name] / (1 - beta2**number)
+            t -= lr * first / (second.sqrt() + 1e-8)
         p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
 
 
 @pytest.mark.parametrize("clip", [0.1, 1e6])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.9)])
 def test_steps_are_those_written_out(clip: float, betas: tuple[float, float]) -> None:
-    given = training(gradient_clip_norm=clip, beta1=betas[0], beta2=betas[1])
+    adam = {"lr": 0.01, "beta1": betas[0], "beta2": betas[1]}
     sae = relu(NoAllocator(D_SAE), l1_coef=0.25)
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(D_IN))
-    trainer = Trainer(sae.double(), NoAux(D_IN, D_SAE), NoResampling(D_IN, D_SAE), given)
+    parts = sae.double(), NoAux(D_IN, D_SAE), NoResampling(D_IN, D_SAE)
+    trainer = small_trainer(*parts, training(gradient_clip_norm=clip), adam=adam)
     p = {name: parameter.detach().clone() for name, parameter in sae.named_parameters()}
     xs = [batch_of(index).double() for index in range(4)]
-    written_out(p, xs, 0.25, given)
+    written_out(p, xs, 0.25, clip, **adam)
     for x in xs:
         trainer.step(x, wanted=False)
     for name, parameter in sae.named_parameters():
@@ -297,22 +302,20 @@ def test_the_step_learns_which_latents_were_dead_before_it() -> None:
     [(0, 0.25), (100, 0.5), (300, 1.0), (400, 1.0), (500, 1.0), (600, 0.8), (800, 0.4), (900, 0.2)],
 )
 def test_learning_rate(tokens: int, expected: float) -> None:
-    given = training(tokens=1000, lr=0.5, warmup_tokens=400, decay_tokens=500)
-    assert learning_rate(tokens, 100, given) == pytest.approx(0.5 * expected)
+    schedule = Linear(1000, warmup_tokens=400, decay_tokens=500)
+    assert schedule.factor(tokens, 100) == pytest.approx(expected)
 
 
 def test_learning_rate_is_constant_without_warmup_and_decay() -> None:
-    given = training(tokens=1000, lr=0.5)
-    assert {learning_rate(tokens, 100, given) for tokens in range(0, 1000, 100)} == {0.5}
+    schedule = Linear(1000, warmup_tokens=0, decay_tokens=0)
+    assert {schedule.factor(tokens, 100) for tokens in range(0, 1000, 100)} == {1.0}
 
 
 def test_learning_rate_is_always_positive() -> None:
     for batch in (1, 7, 64):
-        given = training(tokens=1000, lr=0.5, warmup_tokens=300, decay_tokens=700)
-        steps = [
-            learning_rate(tokens, batch, given) for tokens in range(0, 1000 - batch + 1, batch)
-        ]
-        assert min(steps) > 0 and max(steps) <= 0.5
+        schedule = Linear(1000, warmup_tokens=300, decay_tokens=700)
+        steps = [schedule.factor(tokens, batch) for tokens in range(0, 1000 - batch + 1, batch)]
+        assert min(steps) > 0 and max(steps) <= 1
 
 
 # ---------------------------------------------------------------- evaluation

@@ -13,8 +13,6 @@ from small import CONF, small_run, train
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from sae_sweeps.config import options
-from sae_sweeps.config.signature import build
 from sae_sweeps.embedded import MODEL
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fine_tune.kl import KL
@@ -24,7 +22,7 @@ from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream, in_order
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.trainer import Trainer
+from sae_sweeps.training.trainer import Trainer, new_trainer
 
 D_IN, D_SAE = 8, 64
 METHODS = ["relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice"]
@@ -100,10 +98,9 @@ def test_scale_finds_what_least_squares_finds(tmp_path: Path) -> None:
 
 def trainer_of(sae: Architecture, folder: Path) -> Trainer:
     long = ["training.tokens=1e6", "stream.repeat=true"]
-    config = small_run(folder, "training.gradient_clip_norm=1e9", "training.lr=0.01", *long).config
-    aux_loss = build(small_run(folder, "aux_loss=none").config["aux_loss"], D_IN, D_SAE)
-    resampling = build(config["resampling"], D_IN, D_SAE)
-    return Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
+    config = small_run(folder, "training.gradient_clip_norm=1e9", "optimizer.lr=0.01", *long).config
+    aux_loss = small_run(folder, "aux_loss=none").config["aux_loss"]
+    return new_trainer(config | {"aux_loss": aux_loss}, sae)
 
 
 def no_stream() -> Stream:

@@ -593,7 +593,7 @@ def changed(config: Config, path: str, value: Any) -> Config:
 
 
 SAME = (
-    *(("architecture.normalize", False), ("training.lr", 0.5), ("training.tokens", 99)),
+    *(("architecture.normalize", False), ("optimizer.lr", 0.5), ("training.tokens", 99)),
     *(("evaluation.tokens", 77), ("seed", 9), ("d_sae", 3), ("k", 3), ("device", "cuda")),
     *(("threads", 64), ("name", "else"), ("checkpoint_minutes", 7), ("force", True)),
 )

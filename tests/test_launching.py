@@ -115,7 +115,7 @@ def test_a_run_found_under_another_slug_is_the_same_run(
 def test_the_manifest_and_the_runs_files(run: Callable[..., int], trainer: Trainer) -> None:
     assert run("-m", "name=files", "k=4,8") == 0
     said = manifest("files")
-    assert (said["version"], said["name"]) == (2, "files")
+    assert (said["version"], said["name"]) == (3, "files")
     assert said["packs"] == [{"name": "1-0", "runs": [r.name for r in trainer.runs], "job": None}]
     assert {"torch", "hydra-core", "python"} <= set(said["packages"])
     assert said["command"] and said["time"] and "git" in said
@@ -141,7 +141,7 @@ def test_a_manifest_of_another_version_is_left_alone(
 ) -> None:
     write(tmp_path / "outputs/old/sweep.json", '{"version": 99}')
     assert run("name=old") == 1
-    assert "has version 99, expected 2" in capsys.readouterr().err
+    assert "has version 99, expected 3" in capsys.readouterr().err
     assert trainer.runs == [] and manifest("old") == {"version": 99}
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "sae_sweeps"
 
 ROWS = [
-    {"errors", "engine", "embedded"},
+    {"errors", "marks", "engine", "embedded"},
     {"system", "interfaces"},
     {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model"},
+    {"optimizer", "schedule"},
     {"data"},
     {"config"},
     {"record"},

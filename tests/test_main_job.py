@@ -165,7 +165,7 @@ def test_a_run_alone_has_the_weights_it_has_packed(job: Path, method: str, tmp_p
 
 
 def test_beside_a_run_that_fails_too(job: Path, tmp_path: Path) -> None:
-    words = ("method=topk", "k=16", TOKENS, "training.lr=3e-3,1e30", "name=beside", "tracking=off")
+    words = ("method=topk", "k=16", TOKENS, "optimizer.lr=3e-3,1e30", "name=beside", "tracking=off")
     assert sae_sweeps(tmp_path, *words) == 2
     runs = list((tmp_path / "outputs" / "beside" / "runs").iterdir())
     assert len(runs) == 2

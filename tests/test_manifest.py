@@ -73,7 +73,7 @@ def test_a_runs_pack_is_that_of_the_last_launch_that_planned_it(tmp_path: Path) 
     ("content", "complaint"),
     [
         (None, "is not a sweep's folder: it has no sweep.json."),
-        ('{"version": 1}', "has version 1, expected 2."),
+        ('{"version": 1}', "has version 1, expected 3."),
         ('{"version": 2, "na', "is not JSON"),
         ("[]", "is not JSON"),
         ('{"version": 2, "points": [], "earlier": []}', "is not a manifest: it lacks 'packs'"),

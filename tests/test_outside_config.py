@@ -87,7 +87,7 @@ def test_a_wholly_new_group_reaches_the_run_and_its_identity(
 ) -> None:
     write(tmp_path / "mine/schedule/short.yaml", "steps: 3\nlr: 1e-4\n")
     write(tmp_path / "mine/schedule/long.yaml", "steps: 4\nlr: 1e-4\n")
-    words = ("--config-dir", "mine", "+schedule=short,long", "training.lr=${schedule.lr}")
+    words = ("--config-dir", "mine", "+schedule=short,long", "optimizer.lr=${schedule.lr}")
     assert run("-m", *words) == 0
     short, long = configs(trainer)
     assert short["schedule"] == {"steps": 3, "lr": 1e-4} and long["schedule"]["steps"] == 4

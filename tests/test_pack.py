@@ -58,7 +58,7 @@ def test_every_run_is_the_same_alone_and_packed(tmp_path: Path) -> None:
 
 def test_a_failing_member_leaves_and_changes_nothing(tmp_path: Path) -> None:
     healthy = [small_run(tmp_path / "with", f"method={m}") for m in ("topk", "relu")]
-    broken = small_run(tmp_path / "with", "method=topk", "training.lr=1e30")
+    broken = small_run(tmp_path / "with", "method=topk", "optimizer.lr=1e30")
     outcomes = train(healthy[0], broken, healthy[1])
     assert isinstance(outcomes[1], FloatingPointError)
     assert isinstance(outcomes[0], dict) and isinstance(outcomes[2], dict)

@@ -343,7 +343,7 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     evil = '<img src=x onerror="alert(1)"></script><script>alert(2)</script>'
     folder = tmp_path / "a<b>&amp;'\""
     results = write_sweep(
-        folder, ["relu", "topk"], options=[{"training.lr": evil}, {"training.lr": "<b>x</b>"}]
+        folder, ["relu", "topk"], options=[{"optimizer.lr": evil}, {"optimizer.lr": "<b>x</b>"}]
     )
     dress(folder)
     write_failure(folder, "bad-1", evil)
@@ -354,7 +354,7 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     assert evil in page.text("#failures") and evil in page.text("#legend")
     page.tab.locator("#pareto-0 .scatterlayer path.point").first.hover(force=True)
     hover = page.tab.locator("#pareto-0 .hoverlayer .hovertext").text_content() or ""
-    assert "training.lr: <b>x</b>" in hover
+    assert "optimizer.lr: <b>x</b>" in hover
     assert page.tab.locator("#runs tbody tr").count() == len(results)
     page.close()
 
@@ -392,7 +392,7 @@ def test_sweeps_side_by_side(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_five_hundred_runs(browser: Browser, tmp_path: Path) -> None:
     folder = tmp_path / "many"
-    widths = [{"d_sae": width, "training.lr": lr} for width in (1024, 4096) for lr in (1e-3, 3e-3)]
+    widths = [{"d_sae": width, "optimizer.lr": lr} for width in (1024, 4096) for lr in (1e-3, 3e-3)]
     write_sweep(folder, ks=(4, 8, 12, 16, 24, 32, 64), seeds=(0, 1, 2), options=widths[:4])
     dress(folder)
     printed(folder)

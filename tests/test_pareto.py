@@ -445,7 +445,7 @@ def test_results_that_cannot_be_read_are_told_and_left_out(tmp_path: Path) -> No
     results = write_sweep(tmp_path, ["relu"])
     torn, newer, lacking, retried = results
     (tmp_path / "runs" / torn / "result.json").write_text("{")
-    newest = json.dumps({**results[newer], "version": 2})
+    newest = json.dumps({**results[newer], "version": 3})
     (tmp_path / "runs" / newer / "result.json").write_text(newest)
     (tmp_path / "runs" / lacking / "result.json").write_text('{"version": 1}')
     (tmp_path / "runs" / retried / "failed.json").write_text('{"error": "of an earlier attempt"}')

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small import pre_acts_of, small_run
+from small import pre_acts_of, small_run, trainer_of
 from torch import Tensor
 
 from sae_sweeps.allocator.mutual_choice import MutualChoice
@@ -28,7 +28,6 @@ from sae_sweeps.engine.acts import Selection, SparseActs
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, Step
 from sae_sweeps.resampling.none import NoResampling
-from sae_sweeps.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -527,17 +526,13 @@ def toy(option: str, x: Tensor = MAGNITUDES, **changed: Any) -> tuple[Architectu
     batch = x[:, None] * direction
     training = options.TrainingOptions(
         tokens=STEPS * len(x),
-        lr=2e-2,
-        warmup_tokens=0,
-        decay_tokens=STEPS * len(x) // 2,
-        beta1=0.9,
-        beta2=0.999,
         gradient_clip_norm=1.0,
         dead_window_tokens=10**6,
         log_every_tokens=10**6,
         precision="float32",
     )
-    trainer = Trainer(sae, NoAux(3, 1), NoResampling(3, 1), training)
+    parts = sae, NoAux(3, 1), NoResampling(3, 1), training
+    trainer = trainer_of(*parts, decay_tokens=STEPS * len(x) // 2, adam={"lr": 2e-2})
     for _ in range(STEPS):
         trainer.step(batch, wanted=False)
     norm = sae.W_dec.norm()

@@ -74,21 +74,21 @@ def test_a_wrong_option_of_the_launcher_is_refused(
 @pytest.mark.skipif(not PLUGINS, reason="HYDRA_PLUGINS_PATH names no hydra-optuna-sweeper")
 def test_optuna_gets_the_figure_that_it_minimises(tmp_path: Path) -> None:
     words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
-    axis = ("training.lr=interval(0.0005,0.005)", "name=it", "hydra.launcher.objective=fvu")
+    axis = ("optimizer.lr=interval(0.0005,0.005)", "name=it", "hydra.launcher.objective=fvu")
     done = sae_sweeps(tmp_path, *words, *axis)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "it"
     found: Any = OmegaConf.load(folder / "optimization_results.yaml")
     best = min(results(folder), key=lambda result: result["metrics"]["fvu"])
     assert found.best_value == best["metrics"]["fvu"]
-    assert found.best_params["training.lr"] == best["config"]["training"]["lr"]
+    assert found.best_params["optimizer.lr"] == best["config"]["training"]["lr"]
     assert len(results(folder)) == 4
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PLUGINS, reason="HYDRA_PLUGINS_PATH names no hydra-optuna-sweeper")
 def test_a_sweeper_that_needs_figures_is_not_kept_from_them(tmp_path: Path) -> None:
-    words = ("-m", "hydra/sweeper=optuna", "training.lr=interval(0.0005,0.005)")
+    words = ("-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.0005,0.005)")
     done = sae_sweeps(tmp_path, *words, "hydra/launcher=slurm")
     assert done.returncode == 1
     assert "hydra.launcher.wait is false: this sweeper needs the runs' results." in done.stderr

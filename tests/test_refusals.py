@@ -48,7 +48,7 @@ BAD: dict[str, list[str]] = {
     "architecture is [relu,gated], expected the name of": ["architecture=[relu,gated]"],
     "allocator is ../architecture/relu, expected the name": ["allocator=../architecture/relu"],
     # grammar, interpolation, flags
-    "lr is not an option. Did you mean 'training.lr'?": ["lr=3e-4"],
+    "lr is not an option. Did you mean 'optimizer.lr'?": ["lr=3e-4"],
     "'8' is not an option: write key=value, without spaces (k=4,8).": ["k=4,", "8"],
     "'+=' is not an option: write key=value": ["+="],
     "Environment variable 'NO_SUCH' not found": ["k=${oc.env:NO_SUCH}"],

@@ -20,14 +20,13 @@ from test_bad_input import refusal
 from test_command_line import run, trainer
 from torch import Tensor
 
-from sae_sweeps.config import options
-from sae_sweeps.config.signature import build
 from sae_sweeps.engine.acts import SparseActs
 from sae_sweeps.interfaces import Architecture, Progress, Step
+from sae_sweeps.optimizer.adam import Adam
 from sae_sweeps.record.run import Run
 from sae_sweeps.resampling.neuron_resampling import NeuronResampling
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.trainer import Trainer
+from sae_sweeps.training.trainer import Trainer, new_trainer
 
 __all__ = ["run", "trainer"]  # fixtures
 
@@ -253,10 +252,8 @@ def trainer_of(sae: Architecture, *overrides: str, **changed: Any) -> Trainer:
     """Trains `sae`; its latents 0 to 2 can never fire."""
     config = config_of(f"method={'gated' if hasattr(sae, 'b_gate') else 'relu'}", *overrides)
     node = config["resampling"] | (changed if RESAMPLING in overrides else {})
-    d_sae, d_in = sae.W_dec.shape
     sae.get_parameter("b_gate" if hasattr(sae, "b_gate") else "b_enc").data[:3] = -1e3
-    aux_loss, resampling = build(config["aux_loss"], d_in, d_sae), build(node, d_in, d_sae)
-    return Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
+    return new_trainer(config | {"resampling": node}, sae)
 
 
 SHORT = {"every_tokens": 4 * BATCH, "window_tokens": BATCH, "sample_tokens": 2 * BATCH, "times": 2}
@@ -291,7 +288,9 @@ def test_the_optimiser_forgets_the_replaced_latents_and_no_other(
         if name != "b_dec":
             touched[(slice(None), replaced) if name == "W_enc" else replaced] = True
         assert parameter[~touched].equal(theirs[name][~touched]), name
-        moments = with_it.optimizer.moments(parameter), without.optimizer.moments(theirs[name])
+        kept = with_it.optimizer, without.optimizer
+        assert isinstance(kept[0], Adam) and isinstance(kept[1], Adam)
+        moments = kept[0].moments(parameter), kept[1].moments(theirs[name])
         assert len(moments[0]) == 2
         for moment, same in zip(*moments, strict=True):
             assert (moment[touched] == 0).all(), name
@@ -346,7 +345,7 @@ def test_a_reloaded_trainer_goes_on_bit_for_bit(method: str, stop: int) -> None:
     other = trainer_of(sae_of(method, 4, 11, 1), RESAMPLING, **given)
     other.sae.load_state_dict(deepcopy(one.sae.state_dict()))
     other.resampling.load_state_dict(deepcopy(one.resampling.state_dict()))
-    other.optimizer.load_state_dict(deepcopy(one.optimizer.state_dict()))
+    other.optimizer.restore(deepcopy(one.optimizer.tensors()))
     other.tokens, other.replaced = one.tokens, one.replaced
     other.tokens_since_fired = one.tokens_since_fired.clone()
     for x in batches(4, 12)[stop:]:
@@ -359,7 +358,7 @@ def test_a_reloaded_trainer_goes_on_bit_for_bit(method: str, stop: int) -> None:
 
 # --- Whole runs ----------------------------------------------------------------------------
 
-DEADLY = ["d_sae=256", "training.tokens=16384", "architecture.l1_coef=0.1", "training.lr=0.03"]
+DEADLY = ["d_sae=256", "training.tokens=16384", "architecture.l1_coef=0.1", "optimizer.lr=0.03"]
 """A learning rate at which a third of the latents die."""
 
 

@@ -92,6 +92,6 @@ def test_offline_the_summary_is_renewed_too(launches: Launches, place: Place) ->
 @pytest.mark.slow
 def test_of_failures_alone_there_is_no_summary(launches: Launches, place: Place) -> None:
     """The first pack only has failures, and writes nothing; nor does the second."""
-    words = [*PACKS, "training.lr=1e30", "training.gradient_clip_norm=1e30"]
+    words = [*PACKS, "optimizer.lr=1e30", "training.gradient_clip_norm=1e30"]
     assert launches.run(place.home, *words, main=MAIN, env=place.env).code == 2
     assert summaries(place) == [] and not list(place.folder.glob("pareto.*"))

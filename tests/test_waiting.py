@@ -15,15 +15,12 @@ import torch
 from small import CONF, small_run
 from torch import Tensor
 
-from sae_sweeps.config import options
-from sae_sweeps.config.signature import build
 from sae_sweeps.engine import sparse
 from sae_sweeps.engine.acts import MAX_LISTED
 from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Progress, Step
-from sae_sweeps.training.adam import Adam
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.trainer import Trainer
+from sae_sweeps.training.trainer import Trainer, new_trainer
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 ALLOCATORS = sorted(path.stem for path in (CONF / "allocator").glob("*.yaml"))
@@ -41,7 +38,7 @@ def no_kernels_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return products(None, left, right) if pairs is None else left.new_empty(len(pairs.flat))
 
     monkeypatch.setattr(sparse, "products", shaped)
-    monkeypatch.setattr(Adam, "step", Mock())
+    monkeypatch.setattr(torch.optim.Adam, "step", Mock())
     off = partial(torch.autocast, "cpu", enabled=False)
     monkeypatch.setattr(torch, "autocast", Mock(side_effect=iter(off, None)))
     monkeypatch.setattr(torch, "is_autocast_enabled", Mock(return_value=False))
@@ -51,9 +48,7 @@ def trainer_of(max_listed: float, *words: str) -> Trainer:
     config = small_run(Path(), "d_sae=256", "k=4", "training.tokens=100000", *words).config
     sae = new_sae(config, D_IN).to("meta")
     sae.max_listed = max_listed
-    aux_loss = build(config["aux_loss"], D_IN, config["d_sae"]).to("meta")
-    resampling = build(config["resampling"], D_IN, config["d_sae"]).to("meta")
-    return Trainer(sae, aux_loss, resampling, options.TrainingOptions(**config["training"]))
+    return new_trainer(config, sae)
 
 
 def step(trainer: Trainer) -> None:

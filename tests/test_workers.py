@@ -281,12 +281,12 @@ def test_a_failing_run_leaves_the_others_alone(
 ) -> None:
     words = [*SMALL, SYNTHETIC, "name=it", "method=topk", "training.tokens=4096"]
     words += ["training.gradient_clip_norm=1e30", f"hydra.launcher.workers={workers}"]
-    done = launches.run(tmp_path, *words, "training.lr=1e-3,1e30", "seed=0,1")
+    done = launches.run(tmp_path, *words, "optimizer.lr=1e-3,1e30", "seed=0,1")
     assert done.code == 2 and "it: 2 of 4 runs are finished" in done.out
     assert len(failures(done)) == 2 == len(done.err.splitlines())
     assert all("FloatingPointError: the loss is " in line for line in failures(done))
     good = tmp_path / "good"
-    assert launches.run(good, *words, "training.lr=1e-3", "seed=0,1").code == 0
+    assert launches.run(good, *words, "optimizer.lr=1e-3", "seed=0,1").code == 0
     finished = tmp_path / "outputs/it/runs"
     for name, alone in left(good / "outputs/it").items():
         assert (

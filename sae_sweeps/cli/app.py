@@ -18,13 +18,15 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.config.check import GLOBAL_GROUPS, GROUPS, checked
+from sae_sweeps.config.check import checked
+from sae_sweeps.config.groups import GLOBAL, NAMES
+from sae_sweeps.config.history import MOVED, moved
 from sae_sweeps.config.rules import obey
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.alone import train_alone
 from sae_sweeps.launching.compose import choices_of
 from sae_sweeps.launching.errors import is_users, line
-from sae_sweeps.launching.summary import complain
+from sae_sweeps.launching.summary import complain, note
 
 HERE = Path(__file__).resolve().parents[1]
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
@@ -90,6 +92,7 @@ def arranged(arguments: list[str]) -> list[str]:
         raise ConfigError(f"{overrides[0]!r} is for shells to ask: COMP_LINE is not set.")
     for word in overrides:
         _refuse_word(word)
+    overrides = [_settled(word) for word in overrides]
     # Overrides first: `--info`, whose value may be left out, would take one.
     parser.parse_known_args([*overrides, *flags])
     others = (args.run, args.cfg, args.info, args.help, args.hydra_help, args.shell_completion)
@@ -111,8 +114,17 @@ def _refuse_word(word: str) -> None:
         raise ConfigError(f"{shown} is not an option: write key=value, without spaces (k=4,8).")
     if max(accumulate((c in "[{(") - (c in "]})") for c in word)) > DEEPEST:
         raise ConfigError(f"{shown} is nested too deeply.")
-    if key.lstrip("+") in (*GROUPS, *GLOBAL_GROUPS) and re.fullmatch(NO_OPTION, value):
+    if key.lstrip("+") in (*NAMES, *GLOBAL) and re.fullmatch(NO_OPTION, value):
         raise ConfigError(f"{key} is {value or 'empty'}, expected the name of an option.")
+
+
+def _settled(word: str) -> str:
+    """Write an option that has moved where it is now, and say so once all else is in order."""
+    now = moved(word)
+    if now != word:
+        before, after = (text.partition("=")[0].lstrip("+~") for text in (word, now))
+        note(f"{before} is {after} now, and taken for it")
+    return now
 
 
 @contextmanager
@@ -145,7 +157,9 @@ def loosened(arguments: Sequence[str]) -> list[str]:
 
 def _loosened(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or not re.fullmatch(rf"({'|'.join(GROUPS)})\.[\w.]+", key):
+    if key in MOVED.values():  # they have always been in the base config
+        return argument
+    if not equals or not re.fullmatch(rf"({'|'.join(NAMES)})\.[\w.]+", key):
         return argument
     axis = f"{key}=choice({value})"
     try:

@@ -11,21 +11,20 @@ from typing import Any
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sae_sweeps.config.signature import ancestors, expected, finite, fit, signature
-from sae_sweeps.errors import ConfigError, did_you_mean, one_line
-
-GROUPS = (
-    *("architecture", "allocator", "aux_loss", "resampling", "fine_tune"),
-    *("target_model", "data", "tracking"),
+from sae_sweeps.config.groups import GLOBAL, GROUPS, NAMES
+from sae_sweeps.config.history import MOVED
+from sae_sweeps.config.options import ROOT, SECTIONS
+from sae_sweeps.config.signature import (
+    NUMERICS,
+    TARGET,
+    ancestors,
+    expected,
+    finite,
+    fit,
+    numerics,
+    signature,
 )
-GLOBAL_GROUPS = ("method", "sweep")
-SECTIONS = {
-    "stream": "StreamOptions",
-    "training": "TrainingOptions",
-    "evaluation": "EvaluationOptions",
-}
-OPTIONS_MODULE = "sae_sweeps.config.options"
-
+from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 
 # --- One node ------------------------------------------------------------------------------
 
@@ -51,14 +50,6 @@ def _text(path: str, key: Any) -> str:
     raise ConfigError(f"{path} has the key {key!r}, expected text.")
 
 
-KINDS = {
-    **{"architecture": "Architecture", "allocator": "Allocator", "aux_loss": "AuxLoss"},
-    **{"resampling": "Resampling", "fine_tune": "FineTune"},
-    **{"target_model": "TargetModel", "data": "Data", "tracking": "Tracking"},
-}
-"""What the options of our groups are, by the name of their abstract class."""
-
-
 def check(path: str, node: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the node with every option as its declared type; raises ConfigError."""
     target = node.get("_target_")
@@ -69,13 +60,15 @@ def check(path: str, node: Mapping[Any, Any]) -> dict[str, Any]:
         hints = signature(target)
     except LookupError as error:
         raise ConfigError(f"{where} is {target!r}: {one_line(error.args[0])}") from None
-    if path in KINDS and ancestors(target) & set(KINDS.values()) - {KINDS[path]}:
-        raise ConfigError(f"{where} is {target!r}, expected a subclass of {KINDS[path]}.")
-    given = {key: value for key, value in node.items() if key != "_target_"}
+    kinds = {group.name: group.kind for group in GROUPS}
+    if path in kinds and ancestors(target) & set(kinds.values()) - {kinds[path]}:
+        raise ConfigError(f"{where} is {target!r}, expected a subclass of {kinds[path]}.")
+    given = {key: value for key, value in node.items() if key != TARGET}
     owner = target.rpartition(".")[2]
     _names(path, given, hints, owner.removesuffix("Options") or owner)
-    fixed = {name: _option(_dotted(path, name), given[name], hints[name]) for name in hints}
-    return {"_target_": target} | fixed
+    fixed = {n: _option(_dotted(path, n), given[n], hints[n].hint) for n in hints}
+    number = numerics(target)
+    return {TARGET: target} | fixed | ({NUMERICS: number} if number != 1 else {})
 
 
 def _names(path: str, given: Collection[Any], hints: Collection[str], owner: str) -> None:
@@ -84,6 +77,8 @@ def _names(path: str, given: Collection[Any], hints: Collection[str], owner: str
     for name in given:
         if name not in hints:
             guess = did_you_mean(name, [hint for hint in hints if hint not in given] or hints)
+            if place := MOVED.get(_dotted(path, name)):
+                raise ConfigError(f"{_dotted(path, name)} is {place} now.")
             raise ConfigError(f"{_dotted(path, name)} is not {what}.{guess}")
     for name in hints:
         if name not in given:
@@ -118,22 +113,32 @@ def checked(cfg: DictConfig, choices: Collection[str] | None = None) -> dict[str
     """
     known = _groups(cfg) if choices is None else choices
     root = _resolved(cfg)
-    for group in GLOBAL_GROUPS:
+    for group in GLOBAL:
         if group in root:
             text = f"{group} holds options: its file must begin with '# @package _global_'."
             raise ConfigError(text)
-    extras = {k: v for k, v in root.items() if k in known and k not in GROUPS and _is_node(v)}
-    base = {key: value for key, value in root.items() if key not in extras}
-    out = check("", {"_target_": f"{OPTIONS_MODULE}.RunConfig"} | base)
-    del out["_target_"]
-    for group in GROUPS:
-        out[group] = check(group, out[group])
-    for section, name in SECTIONS.items():
-        node = {"_target_": f"{OPTIONS_MODULE}.{name}"} | out[section]
-        out[section] = {k: v for k, v in check(section, node).items() if k != "_target_"}
+    extras = {k: v for k, v in root.items() if k in known and k not in NAMES and _is_node(v)}
+    groups = {name: _node(name, root) for name in NAMES}
+    base = {k: v for k, v in root.items() if k not in extras and k not in groups}
+    out = check("", {TARGET: ROOT} | base)
+    del out[TARGET]
+    for section, target in SECTIONS.items():
+        node = {TARGET: target} | out[section]
+        out[section] = {k: v for k, v in check(section, node).items() if k != TARGET}
+    for group, node in groups.items():
+        out[group] = check(group, node)
     for group, node in extras.items():
         out[group] = check(group, node) if "_target_" in node else plain(group, node)
     return out
+
+
+def _node(group: str, root: Mapping[str, Any]) -> dict[str, Any]:
+    if group not in root:
+        raise ConfigError(f"{group} is missing: it is an option, without default.")
+    node = root[group]
+    if not isinstance(node, dict):
+        raise ConfigError(f"{group} is {one_line(repr(node))}, expected dict[str, Any].")
+    return {str(key): value for key, value in node.items()}
 
 
 def _is_node(value: Any) -> bool:
@@ -174,11 +179,12 @@ def omegaconf_line(error: OmegaConfBaseException) -> str:
         elsewhere = _elsewhere(name, parent) if name == error.full_key else ""
         guess = elsewhere or did_you_mean(name, known)
         return f"{one_line(error.full_key)} is not an option.{guess}"
-    return one_line(f"{error.full_key}: {first}" if error.full_key else first)
+    now = [f" {old} is {new} now." for old, new in MOVED.items() if f"'{old}'" in first]
+    return one_line(f"{error.full_key}: {first}" if error.full_key else first) + "".join(now)
 
 
 def _elsewhere(name: str, root: Container) -> str:
-    """End a complaint about `lr` with `training.lr`."""
+    """End a complaint about `lr` with `optimizer.lr`."""
     nodes = OmegaConf.to_container(root, resolve=False)
     items = nodes.items() if isinstance(nodes, dict) else ()
     paths = [f"{key}.{name}" for key, node in items if isinstance(node, dict) and name in node]

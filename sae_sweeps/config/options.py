@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from sae_sweeps.marks import Birth, Idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +27,10 @@ class StreamOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How one SAE is optimised: Adam, linear warm-up and decay, all lengths in tokens."""
+    """How long one SAE is trained, and what every optimiser is given; lengths are in tokens."""
 
     tokens: int
     """Tokens the SAE is trained on."""
-    lr: float
-    """Peak learning rate of Adam, per step."""
-    warmup_tokens: int
-    """Tokens over which the learning rate rises linearly from zero to `lr`."""
-    decay_tokens: int
-    """Tokens at the end over which the learning rate falls linearly to zero."""
-    beta1: float
-    """Adam's decay of the gradient's mean, per step."""
-    beta2: float
-    """Adam's decay of the gradient's second moment, per step."""
     gradient_clip_norm: float
     """Largest norm of the whole gradient, per step; longer ones are scaled down."""
     dead_window_tokens: int
@@ -61,48 +53,43 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything a run's config states; the groups are checked against their own classes."""
+    """Everything a run's config states beside its groups (see `groups`)."""
 
-    name: str | None
+    name: Annotated[str | None, Idle()]
     """The sweep's name and folder; null derives one from the config."""
     seed: int
     """Rules a run's initialisation and rounding."""
-    k: float
-    """Mean number of active latents per token, for every method."""
+    k: Annotated[float, Idle()]
+    """Mean number of active latents per token; it acts only through the options it sets."""
     d_sae: int
     """Number of latents."""
-    threads: int
+    threads: Annotated[int, Idle()]
     """CPU threads of one run; the runs of a pack train side by side on the cores there are."""
-    engine: Literal["auto", "sparse", "dense"]
+    engine: Annotated[Literal["auto", "sparse", "dense"], Idle()]
     """How products with activations are computed; `auto` goes by density, width and device."""
-    checkpoint_minutes: float
+    checkpoint_minutes: Annotated[float, Idle()]
     """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
-    force: bool
+    force: Annotated[bool, Idle()]
     """Train all runs anew; what lies in their folders is moved to `aside/`, not deleted."""
-    device: str
+    measure_anew: Annotated[bool, Idle(), Birth(False)]
+    """Measure finished runs anew from their weights, for figures that came later."""
+    device: Annotated[str, Idle()]
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
-    architecture: dict[str, Any]
-    """How activations become pre-activations and reconstructions, with any sparsity penalty."""
-    allocator: dict[str, Any]
-    """Which latents may be active, under a budget."""
-    aux_loss: dict[str, Any]
-    """A second loss that keeps latents alive."""
-    resampling: dict[str, Any]
-    """New weights for latents that died."""
-    fine_tune: dict[str, Any]
-    """A last phase with another loss."""
-    target_model: dict[str, Any]
-    """Where activations come from."""
-    data: dict[str, Any]
-    """The tokens that the target model reads."""
-    tracking: dict[str, Any]
-    """Where the numbers are mirrored."""
     stream: dict[str, Any]
     """`StreamOptions`."""
     training: dict[str, Any]
     """`TrainingOptions`."""
-    evaluation: dict[str, Any]
+    evaluation: Annotated[dict[str, Any], Idle()]
     """`EvaluationOptions`."""
+
+
+ROOT = f"{__name__}.RunConfig"
+SECTIONS = {
+    "stream": f"{__name__}.StreamOptions",
+    "training": f"{__name__}.TrainingOptions",
+    "evaluation": f"{__name__}.EvaluationOptions",
+}
+"""What has no alternatives, and the class of its options."""
 
 
 def total_tokens(config: Mapping[str, Any]) -> int:

@@ -18,6 +18,8 @@ from sae_sweeps.config.data_rules import (
     text_files_exist,
     tokens_suffice,
 )
+from sae_sweeps.config.groups import GROUPS, METHOD
+from sae_sweeps.config.options import SECTIONS
 from sae_sweeps.config.target_rules import activation_files_exist, models_and_hooks_exist
 from sae_sweeps.errors import ConfigError
 
@@ -25,8 +27,7 @@ Config = dict[str, Any]
 Rule = Callable[[Config], Iterator[str]]
 
 
-METHOD = ("architecture", "allocator", "aux_loss", "resampling", "fine_tune")
-NODES = ("training", "stream", "evaluation", *METHOD, "target_model", "data")
+NODES = (*SECTIONS, *(group.name for group in GROUPS if group.trains))
 
 LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
@@ -147,11 +148,11 @@ def lengths_fit(config: Config) -> Iterator[str]:
 
 
 def warmup_and_decay_fit(config: Config) -> Iterator[str]:
-    training = config["training"]
-    warmup, decay, tokens = (training[f"{name}tokens"] for name in ("warmup_", "decay_", ""))
-    if warmup + decay > tokens:
+    schedule, tokens = config["schedule"], config["training"]["tokens"]
+    warmup, decay = (schedule.get(f"{name}_tokens", 0) for name in ("warmup", "decay"))
+    if _number(warmup) and _number(decay) and warmup + decay > tokens:
         yield (
-            f"training.warmup_tokens is {warmup} and training.decay_tokens is {decay}: "
+            f"schedule.warmup_tokens is {warmup} and schedule.decay_tokens is {decay}: "
             f"together expected at most training.tokens, which is {tokens}."
         )
 
@@ -167,7 +168,7 @@ def fractions_make_a_whole(config: Config) -> Iterator[str]:
 
 def resampling_fits(config: Config) -> Iterator[str]:
     """Fresh latents need a penalty that silences them again, and time before the decay."""
-    node, training = config["resampling"], config["training"]
+    node, tokens = config["resampling"], config["training"]["tokens"]
     budget = "k" in config["allocator"]
     if "encoder_share" in node and (budget or "l1_coef" not in config["architecture"]):
         yield (
@@ -176,7 +177,7 @@ def resampling_fits(config: Config) -> Iterator[str]:
             "gated). Else expected resampling=none."
         )
     every, times = node.get("every_tokens"), node.get("times")
-    end = training["tokens"] - training["decay_tokens"]
+    end = tokens - config["schedule"].get("decay_tokens", 0)
     if _number(every) and _number(times) and every * times > end:
         yield (
             f"resampling.times is {times}: the last would come after {every * times} tokens, "

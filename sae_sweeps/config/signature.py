@@ -9,12 +9,18 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import did_you_mean
+from sae_sweeps.marks import Birth, Idle
 
+TARGET, NUMERICS = "_target_", "_numerics_"
+"""A node's class, and the number of its algorithm where that is not 1."""
+NO_OPTIONS = (TARGET, NUMERICS)
+MARKS: dict[str, type] = {mark.__name__: mark for mark in (Birth, Idle)}
 SCALARS: dict[str, type] = {
     "int": int,
     "float": float,
@@ -28,30 +34,89 @@ SCALARS: dict[str, type] = {
 def build(node: Mapping[str, Any], *runtime: Any) -> Any:
     """Call the node's `_target_` with `runtime` by position and the node's options by name."""
     module, _, name = node["_target_"].rpartition(".")
-    options = {key: value for key, value in node.items() if key != "_target_"}
+    options = {key: value for key, value in node.items() if key not in NO_OPTIONS}
     return getattr(importlib.import_module(module), name)(*runtime, **options)
 
 
+@dataclass(frozen=True)
+class Option:
+    """What an annotation says of an option: `Annotated[int, Birth(0)]`, or a type alone."""
+
+    hint: ast.expr
+    """Its type."""
+    marks: tuple[Any, ...] = ()
+    """Birth and the like."""
+
+    @property
+    def birth(self) -> Birth | None:
+        """The value that stands for its absence; None for options of the first version."""
+        return next((mark for mark in self.marks if isinstance(mark, Birth)), None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it cannot change a run's weights."""
+        return any(isinstance(mark, Idle) for mark in self.marks)
+
+
 @cache
-def signature(target: str) -> dict[str, ast.expr]:
+def signature(target: str) -> dict[str, Option]:
     """Return a `_target_`'s options and their annotations: what YAML must state.
 
     Raises:
         LookupError: there is no such class; the first argument says why, as a sentence.
     """
-    module, _, name = target.rpartition(".")
-    tree = _syntax(module)
-    top = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
-    if name not in top:
-        handed_on = _origin(name, module, tree.body)
-        if handed_on != f"{module}.{name}":
-            return signature(handed_on)
-        raise LookupError(f"{module} defines no {name!r}.{did_you_mean(name, top)}")
-    annotated = _options(top[name])
+    annotated = _options(_definition(target))
     for option, hint in annotated.items():
         if hint is None:
             raise LookupError(f"its option {option!r} has no type annotation.")
-    return {option: hint for option, hint in annotated.items() if hint is not None}
+    return {option: _parsed(hint) for option, hint in annotated.items() if hint is not None}
+
+
+@cache
+def numerics(target: str) -> int:
+    """Return a class's `numerics`: how often its algorithm was replaced by another, from 1 on.
+
+    Raises:
+        LookupError: there is no such class; the first argument says why, as a sentence.
+    """
+    for part in _definition(target).body:
+        match part:
+            case ast.AnnAssign(target=ast.Name(id="numerics"), value=ast.Constant(value=int(n))):
+                return n
+            case ast.Assign(targets=[ast.Name(id="numerics")], value=ast.Constant(value=int(n))):
+                return n
+            case _:
+                continue
+    return 1
+
+
+def _definition(target: str) -> ast.ClassDef | ast.FunctionDef:
+    module, _, name = target.rpartition(".")
+    tree = _syntax(module)
+    top = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    if name in top:
+        return top[name]
+    handed_on = _origin(name, module, tree.body)
+    if handed_on != target:
+        return _definition(handed_on)
+    raise LookupError(f"{module} defines no {name!r}.{did_you_mean(name, top)}")
+
+
+def _parsed(hint: ast.expr) -> Option:
+    """Part a type from its marks; marks that are not ours are for others to read."""
+    match hint:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *marks])):
+            return Option(inner, tuple(found for mark in marks for found in _marks(mark)))
+        case _:
+            return Option(hint)
+
+
+def _marks(mark: ast.expr) -> list[Any]:
+    match mark:
+        case ast.Call(func=ast.Name(id=name), args=args) if name in MARKS:
+            return [MARKS[name](*map(ast.literal_eval, args))]
+        case _:
+            return []
 
 
 @cache
@@ -122,7 +187,8 @@ def _options(node: ast.ClassDef | ast.FunctionDef) -> dict[str, ast.expr | None]
     if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return {}
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
-    return {f.target.id: f.annotation for f in fields if isinstance(f.target, ast.Name)}
+    named = {f.target.id: f.annotation for f in fields if isinstance(f.target, ast.Name)}
+    return {name: hint for name, hint in named.items() if "ClassVar" not in ast.unparse(hint)}
 
 
 def fit(value: Any, hint: ast.expr) -> Any:

@@ -1,10 +1,11 @@
 """A data set of the Hugging Face Hub, read through `datasets`."""
 
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 from sae_sweeps.data import documents
 from sae_sweeps.data.token_rows import Packing, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
+from sae_sweeps.marks import Idle
 
 
 @final
@@ -26,7 +27,7 @@ class Hub(Data):
         split: str,
         column: str,
         revision: str | None,
-        streaming: bool,
+        streaming: Annotated[bool, Idle()],
         context_tokens: int,
         separator: Literal["bos", "eos", "none"],
         held_out_share: float,

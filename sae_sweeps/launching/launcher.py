@@ -73,7 +73,8 @@ class PlanLauncher(ConfigLauncher):
         """Do what is not done yet of the points; outcomes by the run's name."""
         try:
             launch = manifest.next_launch(folder)
-            plan = make_plan(name, folder, points, under_way(folder), launch)
+            before = manifest.read(folder).points if launch > 1 else []
+            plan = make_plan(name, folder, points, under_way(folder), launch, before)
         except OSError as error:
             raise ConfigError(f"cannot read {error.filename}: {error.strerror}.") from error
         return plan, self.carry_out(plan)

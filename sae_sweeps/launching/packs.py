@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from sae_sweeps.config.history import upgrade
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record import manifest
 from sae_sweeps.record.plan import Plan
 from sae_sweeps.record.run import Run, stream_identity
 from sae_sweeps.system import files
 
-VERSION = 1
+VERSION = 2
+"""Version 1 has configs of the first version (see `config.history`)."""
 
 
 def divided(passes: Sequence[list[Run]], at_most: int) -> list[list[Run]]:
@@ -88,8 +90,9 @@ def thaw(path: Path) -> Frozen:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, AttributeError):
         raise ConfigError(f"{path} is not a pack's file.") from None
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise ConfigError(f"{path} has version {version!r}, expected {VERSION}: launch again.")
     folder = path.parent.parent
-    runs = [Run(folder=folder / "runs" / row["name"], **row) for row in found["runs"]]
+    rows = [row | {"config": upgrade(row["config"])} for row in found["runs"]]
+    runs = [Run(folder=folder / "runs" / row["name"], **row) for row in rows]
     return Frozen(path.stem, folder, runs, found["search_path"], found["git"])

@@ -17,6 +17,9 @@ Result = dict[str, Any] | Exception
 """What became of a run: the content of `result.json`, or why there is none."""
 
 
+_notes: list[str] = []
+
+
 class RunFailed(RuntimeError):
     """A run that another process trained, and that failed there or was lost."""
 
@@ -31,8 +34,21 @@ def complain(text: str) -> None:
     write_line(f"sae-sweeps: {one_line(text)}", error=True)
 
 
+def note(text: str) -> None:
+    """Have a line said as soon as the command is known to be in order: a refusal is one line."""
+    _notes.append(text)
+
+
+def tell_notes() -> None:
+    """Say what was noted."""
+    for text in _notes:
+        complain(text)
+    _notes.clear()
+
+
 def tell_plan(plan: Plan) -> None:
     """Say how many runs are ahead and why others are not."""
+    tell_notes()
     todo = sum(len(pack) for pack in plan.packs)
     parts = [f"{todo} {'run' if todo == 1 else 'runs'} to train"]
     if plan.resumed:
@@ -49,6 +65,9 @@ def tell_plan(plan: Plan) -> None:
     if plan.repeated:
         parts.append(f"{plan.repeated} of {len(plan.points)} points repeat another's training")
     say(f"{plan.name}: {one_line(', '.join(parts))}")
+    if plan.changed:
+        words = [f"{path} {now} (was {was})" for path, (was, now) in plan.changed.items()]
+        say(f"{plan.name}: beside runs that differ in {one_line(', '.join(words))}")
 
 
 def tell_failures(failures: Sequence[tuple[str, object]]) -> None:

@@ -17,13 +17,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_sweeps.config.history import moved
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.errors import is_users, line
-from sae_sweeps.launching.summary import tell_failures
+from sae_sweeps.launching.summary import tell_failures, tell_notes
 from sae_sweeps.record.naming import default_name
 
-ONE_PER_SWEEP = ("name", "sweep")
+OF_THE_SWEEP = ("name", "sweep")
 MOST_POINTS = 10_000
 """Points of a sweep: composing as many takes a quarter of an hour."""
 
@@ -70,10 +71,10 @@ class PointsSweeperBase(Sweeper):
         """Return the overrides of every point, without repetition."""
         typed = self._parse(arguments)
         _refuse_repeated(typed)
-        axes = self._parse([f"{key}={value}" for key, value in self.axes.items()])
+        axes = self._parse([moved(f"{key}={value}") for key, value in self.axes.items()])
         batch: list[list[str]] = []
         for pair in self.pairs:
-            paired = self._parse([f"{key}={literal(value)}" for key, value in pair.items()])
+            paired = self._parse([moved(f"{key}={literal(value)}") for key, value in pair.items()])
             for override in [*axes, *paired]:
                 _refuse_in_file(override)
             batch += _crossed([*axes, *paired, *typed])
@@ -97,6 +98,7 @@ class PointsSweeperBase(Sweeper):
 
     def _launch_elsewhere(self, batch: list[list[str]]) -> Sequence[JobReturn]:
         """Let a stock launcher run the points, and draw the report that ours draws itself."""
+        tell_notes()
         try:
             returns = self.jobs.launch(batch, initial_job_idx=0)
         except Exception as error:
@@ -201,7 +203,7 @@ def _refuse_repeated(typed: list[Override]) -> None:
         if key in seen:
             both = f"{seen[key].input_line} and {override.input_line}"
             raise ConfigError(f"{key} is given twice: {both}.")
-        if key in ONE_PER_SWEEP and override.is_sweep_override():
+        if key in OF_THE_SWEEP and override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: a sweep has one {key}; it is no axis.")
         seen[key] = override
 
@@ -209,6 +211,6 @@ def _refuse_repeated(typed: list[Override]) -> None:
 def _refuse_in_file(override: Override) -> None:
     """Refuse what a sweep file's axes and points cannot set."""
     key = override.get_key_element().lstrip("+~")
-    if key in ONE_PER_SWEEP or key.startswith(("hydra.", "hydra/")):
+    if key in OF_THE_SWEEP or key.startswith(("hydra.", "hydra/")):
         text = f"{override.input_line}: {key} is the same for a whole sweep"
         raise ConfigError(f"{text}; it cannot stand in hydra.sweeper.params or points.")

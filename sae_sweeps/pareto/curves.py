@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sae_sweeps.record.run import NOT_IDENTITY
+from sae_sweeps.config.history import acting, walk
 
-NOT_TRAINING = re.compile(rf"({'|'.join(sorted(NOT_IDENTITY - {'k'}))})(\..*)?|(.+\.)?seed")
+SEED = re.compile(r"(.+\.)?seed")
 """Options that replicates may differ in."""
 DIAL = re.compile(r"k|architecture\.\w+_coef")
 """Options that move a run along its curve: the budget, or a penalty's fixed coefficient."""
+PLAIN = ("training.", "optimizer.", "schedule.", "stream.")
+"""Where options stand that users set rather than variants."""
 ABSENT = "absent"
 
 Options = dict[str, str]
@@ -19,7 +21,7 @@ Options = dict[str, str]
 
 def names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Name each run's curve, given its label and config: `gated`, or `gated, d_sae=2048`."""
-    options = [dict(_flat(config)) for _, config in runs]
+    options = [options_of(config) for _, config in runs]
     found = [label for label, _ in runs]
     for members, parting in _by_label(found, options):
         for index in members:
@@ -29,7 +31,7 @@ def names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
 def parting(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[str]]:
     """Give the options that part runs of one label, by dotted path, and every run's value."""
-    options = [dict(_flat(config)) for _, config in runs]
+    options = [options_of(config) for _, config in runs]
     keys = dict.fromkeys(
         key for _, keys in _by_label([label for label, _ in runs], options) for key in keys
     )
@@ -48,7 +50,7 @@ def _by_label(
 
 def setting(config: Mapping[str, Any]) -> str:
     """Give what replicates have in common: all options that act on training, seeds left out."""
-    return json.dumps(dict(_flat(config)), sort_keys=True)
+    return json.dumps(options_of(config), sort_keys=True)
 
 
 def order(curve: str) -> list[tuple[int, str, float]]:
@@ -84,7 +86,7 @@ def _follows(key: str, known: Sequence[str], runs: Sequence[Options]) -> bool:
 
 def _plainness(key: str) -> tuple[int, bool]:
     """Prefer what a user sets (`d_sae`, `training.lr`) to what is derived from it."""
-    return key.count("."), not key.startswith(("training.", "stream."))
+    return key.count("."), not key.startswith(PLAIN)
 
 
 def _describe(options: Options, keys: Sequence[str]) -> Iterator[str]:
@@ -101,10 +103,7 @@ def _text(options: Options, key: str) -> str:
     return json.loads(value) if value.startswith('"') else value
 
 
-def _flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Walk the options that act on training as dotted paths and JSON values."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        elif not NOT_TRAINING.fullmatch(f"{path}{key}"):
-            yield f"{path}{key}", json.dumps(value)
+def options_of(config: Mapping[str, Any]) -> Options:
+    """Give the options that act on training, with the dial and without seeds."""
+    found = walk(acting(config, keep=("k",)))
+    return {path: json.dumps(value) for path, value in found if not SEED.fullmatch(path)}

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import curves, words
 from sae_sweeps.pareto.panels import PANELS
@@ -32,7 +33,7 @@ MOST_ROWS = 60
 """Points of a training curve; it has as many however long the run is."""
 DIGITS = 4
 """Of training curves; figures of results are exact."""
-NOT_SHOWN = ("sweep", "tracking")
+NOT_SHOWN = ("sweep", *(group.name for group in GROUPS if not group.trains))
 """Groups that say nothing about a run's training."""
 
 Sweep = tuple[Path, Results]

@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sae_sweeps.config.history import upgrade
 from sae_sweeps.pareto import curves
+from sae_sweeps.record.run import RESULT_VERSION, source
 from sae_sweeps.tracking.interface import scalars
 
 
@@ -52,8 +54,7 @@ class Setting:
     @property
     def source(self) -> str:
         """What was reconstructed: figures of settings that differ in it cannot be compared."""
-        config = self.points[0].result.get("config", {})
-        return json.dumps([config.get("target_model"), config.get("data")], sort_keys=True)
+        return source(self.points[0].result.get("config", {}))
 
     @property
     def k(self) -> float:
@@ -95,7 +96,7 @@ def read(folder: Path) -> Results:
     for run in sorted(path for path in (folder / "runs").glob("[!.]*") if path.is_dir()):
         try:
             if (run / "result.json").exists():
-                results[run.name] = _version_1(json.loads((run / "result.json").read_bytes()))
+                results[run.name] = _whole(json.loads((run / "result.json").read_bytes()))
             elif (run / "failed.json").exists():
                 failures[run.name] = json.loads((run / "failed.json").read_bytes())["error"]
             else:
@@ -132,12 +133,12 @@ def together(several: Sequence[Results]) -> list[Results]:
     ]
 
 
-def _version_1(result: Mapping[str, Any]) -> dict[str, Any]:
-    if result["version"] != 1:
+def _whole(result: Mapping[str, Any]) -> dict[str, Any]:
+    if result["version"] not in (1, RESULT_VERSION):
         raise ValueError(f"version {result['version']} of result.json is not known here")
     for key in ("label", "config", "k", "d_sae", "seed", "tokens", "metrics"):
         result[key]
-    return dict(result)
+    return {**result, "config": upgrade(result["config"])}
 
 
 def _points(results: Mapping[str, dict[str, Any]]) -> list[Point]:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.pareto.frontier import frontier
 from sae_sweeps.pareto.points import Point, Setting, by_curve, settings
+
+NOT_TRAINING = [group.name for group in GROUPS if not group.trains]
 
 
 def rows(points: list[Point]) -> list[dict[str, Any]]:
@@ -19,7 +22,7 @@ def rows(points: list[Point]) -> list[dict[str, Any]]:
             **{
                 group: name
                 for group, name in point.result["choices"].items()
-                if group != "tracking"
+                if group not in NOT_TRAINING
             },
             "k": point.k,
             "d_sae": point.d_sae,

@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.config.history import upgrade
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.plan import Plan, Point
 from sae_sweeps.system import files
 
-VERSION = 2
+VERSION = 3
+"""Version 2 has configs of the first version (see `config.history`)."""
 
 PACKAGES = (
     *("sae-sweeps", "torch", "numpy", "safetensors", "transformer-lens", "transformers"),
@@ -102,7 +104,7 @@ def read(folder: Path) -> Manifest:
         raise ConfigError(f"{folder} is not a sweep's folder: it has no sweep.json.")
     try:
         rows = found["points"]
-        points = [Point(row["overrides"], row["config"], row["choices"]) for row in rows]
+        points = [Point(row["overrides"], upgrade(row["config"]), row["choices"]) for row in rows]
         launches = [_launch(launch) for launch in (*found["earlier"], found)]
         return Manifest(found["name"], points, [row["run"] for row in rows], launches)
     except KeyError as error:
@@ -181,7 +183,7 @@ def _load(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not JSON; move it away, or give another name.") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
-    if version != VERSION:
+    if version not in (2, VERSION):
         text = f"{path} has version {version!r}, expected {VERSION}."
         raise ConfigError(f"{text} Give another name.")
     return manifest

@@ -7,8 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import checked
-from sae_sweeps.record.run import NOT_IDENTITY, identity, label
+from sae_sweeps.config.history import canonical
+from sae_sweeps.record.run import identity, label
 from sae_sweeps.system.files import digest
+
+KEPT = ("streaming",)
+"""What changes nothing but has always been a part of derived names."""
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
@@ -26,10 +30,10 @@ def default_name(cfg: DictConfig, fixed: Collection[str] = ()) -> str:
     Args:
         fixed: overrides that hold for every point but are not in `cfg`.
     """
-    left_out = NOT_IDENTITY | {"hydra"}
     base = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(base, dict)
-    kept = {str(key): _loose(value) for key, value in base.items() if key not in left_out}
+    texts = {str(key): value for key, value in base.items() if key != "hydra"}
+    kept = {key: _loose(value) for key, value in canonical(texts, keep=KEPT).items()}
     model = OmegaConf.select(cfg, "hydra.runtime.choices.target_model") or "sweep"
     return f"{str(model).replace('/', '-')}-{digest([kept, sorted(fixed)])[:6]}"
 

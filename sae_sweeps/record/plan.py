@@ -9,22 +9,25 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sae_sweeps.config.groups import GROUPS
+from sae_sweeps.config.history import acting, moved, upgrade, walk
+from sae_sweeps.config.options import ROOT
+from sae_sweeps.config.signature import signature
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.naming import run_name
-from sae_sweeps.record.run import METRICS_VERSION, Run, identity, pass_identity
+from sae_sweeps.record.run import METRICS_VERSION, RESULT_VERSION, Run, identity, pass_identity
 from sae_sweeps.system import files
 
-RESULT_VERSION = 1
+OF_THE_POINT = ("name", "k")
+"""What changes no weights and yet may stand in a point."""
 ONE_PER_SWEEP = (
-    "tracking",
-    "evaluation",
-    "device",
-    "threads",
-    "engine",
-    "checkpoint_minutes",
-    "force",
+    *(name for name, option in signature(ROOT).items() if option.idle and name not in OF_THE_POINT),
+    *(group.name for group in GROUPS if not group.trains),
 )
-"""Sections that cannot change the weights, hence no axes: their points would be one run."""
+"""What cannot change the weights, hence no axes: their points would be one run."""
+NOT_ACTING = ("name", *ONE_PER_SWEEP)
+LAUNCH_ONLY = ("force", "measure_anew")
+"""Wishes for one launch, which are no part of what a later one finds."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Plan:
     """The jobs of runs that another launch submitted, by the run's name: left to them."""
     aside: list[Run] = field(default_factory=list[Run])
     """Runs whose folder makes room, as `force` asks."""
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
+    """Options that a run to train has and the run of the same words has not: (there, here)."""
     launch: int = 1
     """Its number among the sweep's launches."""
     time: str = field(default_factory=lambda: datetime.now().astimezone().isoformat())
@@ -77,17 +82,19 @@ def make_plan(
     points: list[Point],
     under_way: Mapping[str, str] | None = None,
     launch: int = 1,
+    before: Iterable[Point] = (),
 ) -> Plan:
     """Give each point its run, leave out what is finished or under way, group others by pass.
 
     Args:
         under_way: the jobs of runs that are submitted or in training, by the run's name.
         launch: the launch's number among those of the sweep.
+        before: the points of the sweep's earlier launches.
     """
     under_way = under_way or {}
     _refuse_differences(points)
-    force = points[0].config["force"]
-    points = [_unforced(point) for point in points]
+    force, anew = (points[0].config[wish] for wish in LAUNCH_ONLY)
+    points = [_settled(point) for point in points]
     known: dict[str, Run] = {}
     finished: dict[str, dict[str, Any]] = {}
     packs: dict[str, list[Run]] = {}
@@ -102,7 +109,7 @@ def make_plan(
                 _refuse_busy(run, under_way[run.name], force)
             elif result is None:
                 packs.setdefault(shared, []).append(run)
-            elif up_to_date(result, run):
+            elif up_to_date(result, run) and not anew:
                 finished[run.name] = result
             else:
                 remeasured.setdefault(shared, []).append(run)
@@ -110,13 +117,37 @@ def make_plan(
     busy = {run.name: under_way[run.name] for run in known.values() if run.name in under_way}
     aside = [run for run in known.values() if force and run.folder.exists()]
     groups = list(packs.values()), list(remeasured.values())
-    return Plan(name, folder, points, runs, finished, *groups, busy, aside, launch)
+    todo = {run.name for pack in packs.values() for run in pack}
+    new = [point for point, run in zip(points, runs, strict=True) if run.name in todo]
+    changed = _changed(new, before)
+    return Plan(name, folder, points, runs, finished, *groups, busy, aside, changed, launch)
 
 
-def _unforced(point: Point) -> Point:
-    """Leave out a wish for this launch, which is no part of what a later one finds."""
-    words = [word for word in point.overrides if word.lstrip("+").partition("=")[0] != "force"]
-    return replace(point, overrides=words, config=point.config | {"force": False})
+def _changed(new: Iterable[Point], before: Iterable[Point]) -> dict[str, tuple[Any, Any]]:
+    """Find what a default or an algorithm that has changed makes other than it was.
+
+    Points are compared that were typed alike.
+    """
+    there = {_words(point): point.config for point in before}
+    found: dict[str, tuple[Any, Any]] = {}
+    for point in new:
+        was = dict(walk(acting(there.get(_words(point), point.config))))
+        now = dict(walk(acting(point.config)))
+        for path in (path for path in [*was, *now] if was.get(path) != now.get(path)):
+            found.setdefault(path, (was.get(path), now.get(path)))
+    return found
+
+
+def _words(point: Point) -> frozenset[str]:
+    """What was typed, or stood in the sweep's file, of what can change weights."""
+    words = [moved(word).lstrip("+") for word in point.overrides]
+    return frozenset(w for w in words if w.partition("=")[0].split(".")[0] not in NOT_ACTING)
+
+
+def _settled(point: Point) -> Point:
+    """Leave out wishes for this launch."""
+    words = [w for w in point.overrides if w.lstrip("+").partition("=")[0] not in LAUNCH_ONLY]
+    return replace(point, overrides=words, config=point.config | dict.fromkeys(LAUNCH_ONLY, False))
 
 
 def _refuse_busy(run: Run, job: str, force: bool) -> None:
@@ -163,7 +194,8 @@ def finished_result(folder: Path, key: str) -> dict[str, Any] | None:
     """Read a run's result, if it is whole and of this identity."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        whole = result["version"] == RESULT_VERSION and "metrics" in result
+        result["config"] = upgrade(result["config"])
+        whole = 1 <= result["version"] <= RESULT_VERSION and "metrics" in result
         return result if whole and identity(result["config"]) == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

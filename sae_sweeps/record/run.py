@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.config.groups import GROUPS
+from sae_sweeps.config.history import canonical
 from sae_sweeps.config.options import total_tokens
 from sae_sweeps.system.files import digest
 
+RESULT_VERSION = 2
+"""Of `result.json`; version 1 has the config of the first version (see `config.history`)."""
 METRICS_VERSION = 3
 """Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
 
@@ -22,43 +26,19 @@ FIGURES = (
 where there is a known dictionary."""
 
 
-NOT_IDENTITY = frozenset(
-    {
-        "name",
-        "device",
-        "threads",
-        "engine",
-        "checkpoint_minutes",
-        "force",
-        "tracking",
-        "evaluation",
-        "k",
-    }
-)
-"""What cannot change a run's weights; the dial `k` acts only through the options it sets."""
-
-
-IDLE = {"data": frozenset({"streaming"})}
-"""Options of a section that change how rows come here, not which."""
-STREAM_KEYS = ("target_model", "data", "stream")
+STREAM_KEYS = ("stream", *(group.name for group in GROUPS if group.streams))
 """What rules activation batches."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
     """Hash what can change a run's weights, of a checked config."""
-    return digest({key: _acting(config, key) for key in config if key not in NOT_IDENTITY})
-
-
-def _acting(config: Mapping[str, Any], key: str) -> Any:
-    """A section or option, less what rules only how something is done."""
-    idle = IDLE.get(key, frozenset[str]())
-    value = config[key]
-    return {k: v for k, v in value.items() if k not in idle} if idle else value
+    return digest(canonical(config))
 
 
 def stream_identity(config: Mapping[str, Any]) -> str:
     """Hash what the activation batches are a function of: runs that agree in it share a stream."""
-    return digest({key: _acting(config, key) for key in STREAM_KEYS})
+    acting = canonical(config)
+    return digest({key: acting[key] for key in STREAM_KEYS})
 
 
 def pass_identity(config: Mapping[str, Any]) -> str:
@@ -68,6 +48,12 @@ def pass_identity(config: Mapping[str, Any]) -> str:
     """
     node = {key: value for key, value in config["target_model"].items() if key != "hook"}
     return stream_identity({**config, "target_model": node})
+
+
+def source(config: Mapping[str, Any]) -> str:
+    """Hash what is reconstructed: figures of runs that differ in it cannot be compared."""
+    acting = canonical(config)
+    return digest([acting.get(group.name) for group in GROUPS if group.streams])
 
 
 @dataclass(frozen=True)
@@ -113,5 +99,7 @@ def label(choices: dict[str, str]) -> str:
         name = allocator
     else:
         name = f"{architecture} × {allocator}"
-    extras = (choices.get(group, "none") for group in ("aux_loss", "resampling", "fine_tune"))
-    return " + ".join([name, *(extra for extra in extras if extra != "none")])
+    labelled = [group for group in GROUPS if group.labelled]
+    extras = [choices.get(g.name, g.usual) for g in labelled]
+    unusual = [extra for extra, g in zip(extras, labelled, strict=True) if extra != g.usual]
+    return " + ".join([name, *map(str, unusual)])

@@ -2,28 +2,25 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_sweeps.interfaces import FineTune, Progress
 from sae_sweeps.stream.live import Stream
-from sae_sweeps.training.adam import Adam
 from sae_sweeps.training.trainer import Trainer, figures, update
 
 
 class FineTuner:
-    """A fresh Adam, at a learning rate that falls linearly to 0.
+    """A fresh optimiser, at a learning rate that falls linearly to 0.
 
     Tokens go on being counted by the trainer, whose SAE and dead latents these are.
     """
 
     def __init__(self, trainer: Trainer, fine_tune: FineTune, stream: Stream) -> None:
         self.trainer, self.fine_tune, self.stream = trainer, fine_tune, stream
-        given = trainer.given
         self.tokens = 0
         # An optimiser must be given something to train.
-        parameters = fine_tune.begin(trainer.sae) or [torch.nn.Parameter(torch.zeros(0))]
-        betas = given.beta1, given.beta2
-        self.optimizer = Adam(parameters, [1.0] * len(parameters), betas)
+        parameters = fine_tune.begin(trainer.sae) or [nn.Parameter(torch.zeros(0))]
+        self.optimizer = trainer.new_optimizer(parameters, [1.0] * len(parameters))
 
     def step(self, batch: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch, or on as many tokens in context; figures where `wanted`."""

@@ -19,7 +19,7 @@ from sae_sweeps.config.signature import build
 from sae_sweeps.engine import gemm
 from sae_sweeps.engine.acts import max_listed
 from sae_sweeps.errors import ConfigError, one_line
-from sae_sweeps.interfaces import Architecture
+from sae_sweeps.interfaces import Architecture, FineTune
 from sae_sweeps.record import checkpoint
 from sae_sweeps.record.run import Run, identity
 from sae_sweeps.stream.live import Stream
@@ -31,7 +31,7 @@ from sae_sweeps.training.clock import Clock
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.listener import Display
-from sae_sweeps.training.trainer import Trainer
+from sae_sweeps.training.trainer import new_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +62,16 @@ class Member:
     def __init__(self, index: int, run: Run, stream: Stream, display: Display) -> None:
         self.index, self.run, self.stream, self.display = index, run, stream, display
         config, device = run.config, stream.target.device
-        self.training = options.TrainingOptions(**config["training"])
         self.evaluation = options.EvaluationOptions(**config["evaluation"])
         stream.held_out(self.evaluation.tokens)
         sae = new_sae(config, stream.target.d_in, device)
         sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())
-        sizes = stream.target.d_in, config["d_sae"]
-        aux_loss, resampling, self.fine_tune = (
-            build(config[group], *sizes).to(device)
-            for group in ("aux_loss", "resampling", "fine_tune")
-        )
-        self.trainer = Trainer(sae.to(device), aux_loss, resampling, self.training)
+        self.trainer = new_trainer(config, sae.to(device))
+        self.fine_tune: FineTune = build(config["fine_tune"], stream.target.d_in, config["d_sae"])
+        self.fine_tune.to(device)
         if self.fine_tune.whole_contexts and not stream.target.has_loss:
             raise ConfigError("fine_tune needs a target model, whose predictions it learns from.")
-        batch = stream.given.batch_tokens
+        self.training, batch = self.trainer.given, stream.given.batch_tokens
         self.main_tokens = self.training.tokens - self.training.tokens % batch
         self.total_tokens = self.main_tokens + self.fine_tune.tokens - self.fine_tune.tokens % batch
         stream.require(max(self.training.tokens, self.total_tokens))

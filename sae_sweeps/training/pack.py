@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from sae_sweeps.config.history import outdated
 from sae_sweeps.engine import gemm
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
@@ -79,6 +81,8 @@ def _build(
     index: int, run: Run, harvest: Harvest, display: Display, isolate: bool
 ) -> Member | Exception:
     try:
+        if text := outdated(run.config):
+            raise ConfigError(f"{text}: {run.name} cannot go on; repeat its command to train anew.")
         return Member(index, run, harvest.stream(run.config), display)
     except Exception as error:
         if not isolate:

@@ -9,10 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_sweeps.interfaces import Architecture, TargetModel
-from sae_sweeps.record.run import Run
+from sae_sweeps.record.run import RESULT_VERSION, Run
 from sae_sweeps.system.files import replacing, write_json, write_text
-
-RESULT_VERSION = 1
 
 SAELENS_VERSION = "6.54.12"
 """what the layout was tested with; SAELens takes a file without a version for an older layout"""

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from sae_sweeps.interfaces import Optimizer
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.trainer import Trainer
 
@@ -15,8 +15,7 @@ def take(trainer: Trainer, fine_tuner: FineTuner) -> tuple[dict[str, Tensor], di
     for name, module in _modules(trainer, fine_tuner).items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in _optimizers(trainer, fine_tuner).items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
+        tensors |= {f"{name}.{key}": value for key, value in optimizer.tensors().items()}
     numbers = {
         "tokens": trainer.tokens,
         "replaced": trainer.replaced,
@@ -32,12 +31,7 @@ def restore(
     for name, module in _modules(trainer, fine_tuner).items():
         module.load_state_dict(_below(name, tensors))
     for name, optimizer in _optimizers(trainer, fine_tuner).items():
-        moments: dict[int, dict[str, Tensor]] = {}
-        for path, value in _below(name, tensors).items():
-            index, _, key = path.partition(".")
-            moments.setdefault(int(index), {})[key] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        optimizer.restore(_below(name, tensors))
     trainer.tokens_since_fired.copy_(tensors["tokens_since_fired"])
     trainer.tokens, trainer.replaced = numbers["tokens"], numbers["replaced"]
     fine_tuner.tokens = numbers["fine_tuned"]
@@ -52,7 +46,7 @@ def _modules(trainer: Trainer, fine_tuner: FineTuner) -> dict[str, nn.Module]:
     }
 
 
-def _optimizers(trainer: Trainer, fine_tuner: FineTuner) -> dict[str, torch.optim.Optimizer]:
+def _optimizers(trainer: Trainer, fine_tuner: FineTuner) -> dict[str, Optimizer]:
     return {"optimizer": trainer.optimizer, "fine_tune_optimizer": fine_tuner.optimizer}
 
 

@@ -1,13 +1,27 @@
 """The training step, the same for every method."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_sweeps.config import options
-from sae_sweeps.interfaces import Architecture, AuxLoss, Progress, Resampling, Step
-from sae_sweeps.training.adam import Adam
+from sae_sweeps.config.signature import build
+from sae_sweeps.interfaces import (
+    Architecture,
+    AuxLoss,
+    Optimizer,
+    Progress,
+    Resampling,
+    Schedule,
+    Step,
+)
 
+NewOptimizer = Callable[[list[nn.Parameter], list[float]], Optimizer]
+"""Of parameters, and how many times the common learning rate each is to have."""
 ROWS = 256
 """Rows of the decoder that are looked at together."""
 
@@ -24,14 +38,15 @@ class Trainer:
         sae: Architecture,
         aux_loss: AuxLoss,
         resampling: Resampling,
+        new_optimizer: NewOptimizer,
+        schedule: Schedule,
         given: options.TrainingOptions,
     ) -> None:
         self.sae, self.aux_loss, self.resampling, self.given = sae, aux_loss, resampling, given
+        self.new_optimizer, self.schedule = new_optimizer, schedule
         factors, named = sae.lr_factors(), dict(sae.named_parameters())
-        self.optimizer = Adam(
-            list(named.values()),
-            [factors.get(name, 1.0) for name in named],
-            betas=(given.beta1, given.beta2),
+        self.optimizer = new_optimizer(
+            list(named.values()), [factors.get(name, 1.0) for name in named]
         )
         device = sae.W_dec.device
         self.bfloat16 = given.precision == "bfloat16" or (
@@ -55,7 +70,7 @@ class Trainer:
 
     def step(self, x: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch; the figures of the step, where `wanted`, as scalars on the device."""
-        lr = learning_rate(self.tokens, len(x), self.given)
+        lr = self.optimizer.lr * self.schedule.factor(self.tokens, len(x))
         lr *= self.resampling.lr_factor(self.tokens)
         with self.autocast():
             step = self.sae(x, self.dead)
@@ -95,15 +110,31 @@ class Trainer:
         self.tokens_since_fired = torch.where(silent, self.tokens_since_fired + batch, 0)
 
     def _forget(self, latents: Int[Tensor, " n"]) -> None:
-        """Set the optimiser's moments of these latents' parameters to 0."""
+        """Have the optimiser forget these latents' parameters."""
         W_enc, W_dec, b_dec = self.sae.W_enc, self.sae.W_dec, self.sae.b_dec
         for parameter in self.sae.parameters():
-            for moment in self.optimizer.moments(parameter):
-                # By identity first: shapes do not tell them apart where d_sae is d_in.
-                if parameter is W_enc:
-                    moment[:, latents] = 0
-                elif parameter is not b_dec and len(moment) == len(W_dec):
-                    moment[latents] = 0
+            # By identity first: shapes do not tell them apart where d_sae is d_in.
+            if parameter is W_enc:
+                self.optimizer.forget(parameter, 1, latents)
+            elif parameter is not b_dec and len(parameter) == len(W_dec):
+                self.optimizer.forget(parameter, 0, latents)
+
+
+def new_trainer(config: Mapping[str, Any], sae: Architecture) -> Trainer:
+    """The trainer that a run's config describes, of an SAE that is on its device."""
+    (d_sae, d_in), device = sae.W_dec.shape, sae.W_dec.device
+    aux_loss, resampling = (
+        build(config[group], d_in, d_sae).to(device) for group in ("aux_loss", "resampling")
+    )
+    given = options.TrainingOptions(**config["training"])
+    return Trainer(
+        sae,
+        aux_loss,
+        resampling,
+        partial(build, config["optimizer"]),
+        build(config["schedule"], given.tokens),
+        given,
+    )
 
 
 def squared_error(step: Step) -> Float[Tensor, ""]:
@@ -112,7 +143,9 @@ def squared_error(step: Step) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def update(sae: Architecture, optimizer: Adam, clip_norm: float, lr: float) -> Float[Tensor, ""]:
+def update(
+    sae: Architecture, optimizer: Optimizer, clip_norm: float, lr: float
+) -> Float[Tensor, ""]:
     """Project, clip, step, renormalise; the norm of the gradient before it was clipped.
 
     Where the decoder is trained and its rows are to have unit norm, they keep it throughout.
@@ -144,10 +177,3 @@ def figures(
         "features/dead_frac": dead.float().mean(),
         "perf/sparse": torch.tensor(float(step.acts.pairs is not None)),
     }
-
-
-def learning_rate(tokens: int, batch: int, given: options.TrainingOptions) -> float:
-    """Linear warm-up from 0, constant, linear decay to 0, at the batch after `tokens`."""
-    up = (tokens + batch) / max(given.warmup_tokens, 1)
-    down = (given.tokens - tokens) / max(given.decay_tokens, 1)
-    return given.lr * min(1.0, up, down)

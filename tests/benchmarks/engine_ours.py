@@ -51,8 +51,8 @@ def words(case: dict[str, Any]) -> list[str]:
     chunk = case["batch"] * case["chunk_batches"]
     return [
         *target(case),
-        *(f"d_sae={case['d_sae']}", f"training.lr={case['lr']}", "training.warmup_tokens=0"),
-        *("training.decay_tokens=0", f"training.log_every_tokens={LOG_EVERY}"),
+        *(f"d_sae={case['d_sae']}", f"optimizer.lr={case['lr']}", "schedule.warmup_tokens=0"),
+        *("schedule.decay_tokens=0", f"training.log_every_tokens={LOG_EVERY}"),
         *("training.tokens=16384000", f"stream.batch_tokens={case['batch']}", "stream.repeat=true"),
         *(f"stream.chunk_tokens={chunk}", "stream.calibration_tokens=2048"),
         *("evaluation.tokens=2048", "evaluation.ce_tokens=0", "checkpoint_minutes=1000"),

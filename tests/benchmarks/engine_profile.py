@@ -123,7 +123,7 @@ def _parts(case: dict[str, Any], method: str) -> dict[str, float]:
 
 def mathematics(trainer: Trainer, x: Tensor) -> None:
     """What a step cannot do without."""
-    lr = training.learning_rate(trainer.tokens, len(x), trainer.given)
+    lr = trainer.optimizer.lr * trainer.schedule.factor(trainer.tokens, len(x))
     step = trainer.sae(x, trainer.dead)
     loss = squared_error(step) + trainer.sae.penalty(step) + trainer.aux_loss(step)
     trainer.optimizer.zero_grad()

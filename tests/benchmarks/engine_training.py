@@ -70,7 +70,7 @@ def _quality(case: dict[str, Any], method: str) -> list[dict[str, float]]:
         runs = [
             run_of(
                 *(case, engine, method, "aux_loss=none", f"engine={engine}"),
-                *(f"seed={row['seed']}", f"training.lr={row['lr']!r}"),
+                *(f"seed={row['seed']}", f"optimizer.lr={row['lr']!r}"),
             )
             for row in rows
         ]

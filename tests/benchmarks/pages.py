@@ -20,7 +20,7 @@ from test_page import CHROMIUM, dress
 from test_pareto import write_sweep
 
 WIDTHS = {"wide": 1500, "narrow": 420}
-OPTIONS = [{"d_sae": width, "training.lr": lr} for width in (1024, 4096) for lr in (1e-3, 3e-3)]
+OPTIONS = [{"d_sae": width, "optimizer.lr": lr} for width in (1024, 4096) for lr in (1e-3, 3e-3)]
 
 
 def picture(browser: Browser, page: Path, name: str, width: int) -> None:

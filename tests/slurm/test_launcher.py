@@ -48,7 +48,7 @@ def test_a_sweep_is_submitted_and_ends_as_the_local_one(
 
 def test_waiting_ends_with_what_became_of_the_runs(slurm: Slurm, tmp_path: Path) -> None:
     """One run fails, by a learning rate that no loss survives."""
-    words = (*SHORT, "name=it", "training.lr=3e-3,1e30", "training.gradient_clip_norm=1e30")
+    words = (*SHORT, "name=it", "optimizer.lr=3e-3,1e30", "training.gradient_clip_norm=1e30")
     tmp_path.mkdir(exist_ok=True)
     done = sae_sweeps(slurm, tmp_path, *WORDS, *JOB, *words, "hydra.launcher.wait=true")
     assert done.returncode == 2, done.stdout + done.stderr

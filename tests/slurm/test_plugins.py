@@ -75,7 +75,7 @@ def test_optuna_gets_figures_of_runs_on_the_cluster(
     monkeypatch.setenv("PYTHONPATH", PLUGINS)
     sweeper = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=3")
     aims = ("hydra.sweeper.direction=[minimize,minimize]", "hydra.launcher.objective=[l0,fvu]")
-    words = [*WORDS[2:], "training.lr=interval(0.0005,0.005)", *SHORT, "name=it", *JOB]
+    words = [*WORDS[2:], "optimizer.lr=interval(0.0005,0.005)", *SHORT, "name=it", *JOB]
     done = sae_sweeps(slurm, tmp_path, *sweeper, *aims, *words, "hydra.launcher.wait=true")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "it"
@@ -86,7 +86,7 @@ def test_optuna_gets_figures_of_runs_on_the_cluster(
     assert len(results) == 3 and jobs(folder)
     assert found.solutions
     for solution in found.solutions:
-        assert tuple(solution["values"]) in told and solution.params["training.lr"] in rates
+        assert tuple(solution["values"]) in told and solution.params["optimizer.lr"] in rates
 
 
 def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
+from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import files
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
@@ -24,8 +25,6 @@ from sae_sweeps.tracking.wandb.mirror import Mirror
 
 WAITING_SHARE = 0.95
 """Of the time there is in the end; then W&B's own process is ended."""
-TAGGED = ("architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model")
-"""Groups whose choice is a tag of a run, unless it is `none`."""
 
 
 @final
@@ -49,13 +48,14 @@ class Wandb(Tracking):
 
     def open(self, run: Run) -> TrackedRun:
         """Start mirroring `run` in a W&B run of its own."""
-        chosen = (run.choices.get(group, "none") for group in TAGGED)
+        chosen = [run.choices.get(g.name) for g in GROUPS if g.tagged]
+        usual = [group.usual for group in GROUPS if group.tagged]
         config = {**run.config, "label": run.label, "choices": run.choices}
         for name, value in config.items():
             config[name] = dict(_flat(value)) if isinstance(value, dict) else _scalar(value)
         return self._open(
             run.folder,
-            tags=[*(choice for choice in chosen if choice != "none"), *self._tags],
+            tags=[*(c for c, u in zip(chosen, usual, strict=True) if c and c != u), *self._tags],
             config=config,
             dir=run.folder.parents[1],
             group=run.sweep,

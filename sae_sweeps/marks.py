@@ -1,0 +1,24 @@
+"""What an option's annotation may say of it beside its type and its bounds.
+
+`k: Annotated[float, Gt(0), AtMost("d_sae")]`: bounds are those of annotated-types. Annotations are
+read from source (see `config.signature`), so a mark's argument is a plain constant.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What the code did before the option existed: every option needs it that comes later.
+
+    Stored configs without the option get this value, and a run that has it keeps the identity that
+    it had without. The default in YAML may be another one. Text such as `${share:0.05}` is that
+    share of training.tokens.
+    """
+
+    value: bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The option cannot change a run's weights, and is no part of its identity."""
