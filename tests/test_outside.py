@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,65 @@ class Dictionary(TargetModel):
         raise NotImplementedError
 '''
 
+SIGN = '''
+"""Steps of one length along the sign of a running mean of the gradient (signum)."""
+
+import torch
+
+from sae_sweeps.interfaces import Optimizer
+
+
+class Sign(Optimizer):
+    """p -= lr * factor * sign(m), m the running mean."""
+
+    def __init__(self, parameters, factors, *, lr: float, beta: float) -> None:
+        self.trained, self.factors, self.lr, self.beta = parameters, factors, lr, beta
+        self.means = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def zero_grad(self):
+        for parameter in self.trained:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def update(self, lr):
+        for parameter, factor, mean in zip(self.trained, self.factors, self.means):
+            if parameter.grad is not None:
+                mean.lerp_(parameter.grad, 1 - self.beta)
+                parameter.sub_(lr * factor * mean.sign())
+
+    def forget(self, parameter, dim, latents):
+        index = next(i for i, other in enumerate(self.trained) if other is parameter)
+        self.means[index].index_fill_(dim, latents, 0)
+
+    def tensors(self):
+        return {str(index): mean for index, mean in enumerate(self.means)}
+
+    def restore(self, tensors):
+        for index, mean in enumerate(self.means):
+            mean.copy_(tensors[str(index)])
+'''
+
+COSINE = '''
+"""Half a cosine from the peak to a last share of it."""
+
+import math
+
+from sae_sweeps.interfaces import Schedule
+
+
+class Cosine(Schedule):
+    """last + (1 - last) (1 + cos(pi * share of the tokens)) / 2."""
+
+    def __init__(self, tokens: int, *, last: float) -> None:
+        self.tokens, self.last = tokens, last
+
+    def factor(self, tokens, batch):
+        return self.last + (1 - self.last) * (1 + math.cos(math.pi * tokens / self.tokens)) / 2
+'''
+
 MODULES = {
+    "my_sign": SIGN,
+    "my_cosine": COSINE,
     "my_noisy": NOISY,
     "my_share": SHARE,
     "my_skip": SKIP,
@@ -205,6 +264,8 @@ MODULES = {
 }
 
 OPTION_FILES = {
+    "optimizer/sign": "_target_: my_sign.Sign\nlr: 1e-3\nbeta: 0.9\n",
+    "schedule/cosine": "_target_: my_cosine.Cosine\nlast: 0.25\n",
     "allocator/noisy": "_target_: my_noisy.Noisy\nk: ${k}\nnoise: 1.0\n",
     "allocator/share": "_target_: my_share.Share\nshare: 0.6\n",
     "architecture/skip": "_target_: my_skip.Skip\nencoder_scale: 0.6\nrank: 4\n",
@@ -219,8 +280,8 @@ probability: 0.08
 """,
     "budget/small": "# @package _global_\nd_sae: 96\ntraining:\n  tokens: 8192\n",
     "budget/smaller": "# @package _global_\nd_sae: 64\ntraining:\n  tokens: 4096\n",
-    "schedule/gentle": "lr: 1e-3\nwarmup: 0.25\n",
-    "schedule/steep": "lr: 4e-3\nwarmup: 0.125\n",
+    "pace/gentle": "lr: 1e-3\nwarmup: 0.25\n",
+    "pace/steep": "lr: 4e-3\nwarmup: 0.125\n",
     "sweep/tiny": """
 # @package _global_
 name: tiny
@@ -238,15 +299,16 @@ defaults:
   - override /target_model: dictionary
   - override /aux_loss: none
 name: bench
-training:
-  lr: ${schedule.lr}
-  warmup_tokens: ${share:${schedule.warmup}}
+optimizer:
+  lr: ${pace.lr}
+schedule:
+  warmup_tokens: ${share:${pace.warmup}}
 hydra:
   sweeper:
     params:
       architecture: skip,relu
       allocator: noisy,share
-      +schedule: gentle,steep
+      +pace: gentle,steep
 """,
 }
 
@@ -267,9 +329,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sae_sweeps(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def sae_sweeps(home: Path, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command as its console script does: the working folder is not on Python's path."""
-    code = "import sys; sys.path.remove(''); from sae_sweeps.__main__ import main; main()"
+    code = "import sys; sys.path.remove('')\n" + before
+    code += "from sae_sweeps.__main__ import main; main()"
     line = [sys.executable, "-c", code, "--config-dir", "mine", *words, "tracking=off"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, timeout=300)
@@ -322,7 +385,7 @@ def test_a_new_groups_options_are_in_force(crossed: Results) -> None:
     for (budget, _, _), (path, result) in crossed.items():
         d_sae, tokens = sizes[budget]
         assert (result["d_sae"], result["tokens"]) == (d_sae, tokens)
-        assert result["config"]["training"]["warmup_tokens"] == round(0.05 * tokens)
+        assert result["config"]["schedule"]["warmup_tokens"] == round(0.05 * tokens)
         assert "budget" not in result["config"]
         assert weights(path)["W_dec"].shape == (d_sae, 128)
 
@@ -368,7 +431,7 @@ def bench(home: Path) -> Results:
     done = sae_sweeps(home, "+sweep=bench")
     assert done.returncode == 0, done.stderr
     return {
-        (r["choices"]["architecture"], r["choices"]["allocator"], r["choices"]["schedule"]): (
+        (r["choices"]["architecture"], r["choices"]["allocator"], r["choices"]["pace"]): (
             path,
             r,
         )
@@ -383,7 +446,7 @@ def test_a_users_sweep_file_trains_its_points(bench: Results) -> None:
 
 
 def test_the_architecture_is_the_users(bench: Results) -> None:
-    for (architecture, allocator, schedule), (path, result) in bench.items():
+    for (architecture, allocator, pace), (path, result) in bench.items():
         last = rows(path)[-1]
         if architecture == "relu":
             assert "train/skip_norm" not in last and "up" not in weights(path)
@@ -394,7 +457,7 @@ def test_the_architecture_is_the_users(bench: Results) -> None:
         assert last["train/skip_norm"] == pytest.approx(norm, rel=1e-4)
         assert not (path / "sae").exists()
         assert "sae/ is not written" in (path / "run.log").read_text()
-        plain = bench["relu", allocator, schedule][1]
+        plain = bench["relu", allocator, pace][1]
         assert result["metrics"]["fvu"] < plain["metrics"]["fvu"]  # the path around helps
 
 
@@ -409,21 +472,84 @@ def test_the_target_model_is_the_users(bench: Results) -> None:
 
 def test_a_new_groups_values_reach_options_by_interpolation(bench: Results) -> None:
     wanted = {"gentle": (1e-3, 2048), "steep": (4e-3, 1024)}
-    for (architecture, allocator, schedule), (path, result) in bench.items():
-        training = result["config"]["training"]
-        assert (training["lr"], training["warmup_tokens"]) == wanted[schedule]
-        assert max(row["train/lr"] for row in rows(path)) == pytest.approx(training["lr"])
-        other = bench[architecture, allocator, "gentle" if schedule == "steep" else "steep"]
+    for (architecture, allocator, pace), (path, result) in bench.items():
+        lr = result["config"]["optimizer"]["lr"]
+        assert (lr, result["config"]["schedule"]["warmup_tokens"]) == wanted[pace]
+        assert max(row["train/lr"] for row in rows(path)) == pytest.approx(lr)
+        other = bench[architecture, allocator, "gentle" if pace == "steep" else "steep"]
         assert not torch.equal(weights(path)["W_enc"], weights(other[0])["W_enc"])
 
 
 def test_a_rule_that_saelens_has_not_is_not_saved_as_another(bench: Results) -> None:
     """Else the user's per-token rule would be a plain ReLU to SAELens."""
-    for schedule in ("gentle", "steep"):
-        path, result = bench["relu", "share", schedule]
+    for pace in ("gentle", "steep"):
+        path, result = bench["relu", "share", pace]
         assert result["metrics"]["l0"] < 10
         assert not (path / "sae").exists()
         assert "sae/ is not written" in (path / "run.log").read_text()
+
+
+# --- Optimiser and schedule ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moved(home: Path) -> Results:
+    """Optimiser x schedule, with resampling and a last phase."""
+    words = ["method=relu", "resampling=neuron_resampling", "fine_tune=scale", "name=moved"]
+    axes = ["optimizer=sign,adam", "schedule=cosine,linear"]
+    done = sae_sweeps(home, "+sweep=tiny", *words, *axes)
+    assert done.returncode == 0, done.stderr
+    return {
+        (r["choices"]["optimizer"], r["choices"]["schedule"]): (path, r)
+        for path, r in results(home, "moved")
+    }
+
+
+def test_optimisers_and_schedules_are_the_users(moved: Results) -> None:
+    assert len(moved) == 4
+    for (optimizer, schedule), (path, result) in moved.items():
+        unusual = [name for name in (optimizer, schedule) if name not in ("adam", "linear")]
+        assert result["label"] == " + ".join(["relu", "neuron_resampling", "scale", *unusual])
+        assert 0 < result["metrics"]["fvu"] < 1
+        rates = [row["train/lr"] for row in rows(path) if row["tokens"] <= 8192]
+        peak = result["config"]["optimizer"]["lr"]
+        assert peak == (1e-3 if optimizer == "sign" else 3e-3)
+        if schedule == "cosine":
+            assert rates == sorted(rates, reverse=True)
+            assert rates[0] > 0.9 * peak and 0.25 * peak < rates[-1] < 0.3 * peak
+        else:
+            assert rates[0] < 0.8 * peak and rates[-1] < 0.2 * peak
+    trained = [weights(path)["W_enc"] for path, _ in moved.values()]
+    assert not any(torch.equal(one, other) for one, other in combinations(trained, 2))
+
+
+STOP = """
+from sae_sweeps.system import interrupt
+from sae_sweeps.training.member import Member
+
+train = Member._train
+
+def half(self, batch):
+    train(self, batch)
+    if self.trainer.tokens == 4096:
+        interrupt._on_signal(15, None)
+
+Member._train = half
+"""
+"""Signals the process when a run has half of its tokens."""
+
+
+def test_a_run_with_a_users_optimiser_goes_on_where_it_was(home: Path, moved: Results) -> None:
+    """Its state is in the checkpoint: two halves come to what the whole came to."""
+    words = ["+sweep=tiny", "method=relu", "optimizer=sign", "schedule=cosine", "name=halves"]
+    words += ["resampling=neuron_resampling", "fine_tune=scale"]
+    assert sae_sweeps(home, *words, before=STOP).returncode == 143
+    assert list((home / "outputs" / "halves").glob("runs/*/checkpoint/step-*"))
+    done = sae_sweeps(home, *words)
+    assert done.returncode == 0 and "1 of them from a checkpoint" in done.stdout, done.stderr
+    [(path, _)] = results(home, "halves")
+    whole = weights(moved["sign", "cosine"][0])
+    assert all(torch.equal(value, whole[name]) for name, value in weights(path).items())
 
 
 # --- Repeating, and mistakes ---------------------------------------------------------------
