@@ -93,6 +93,29 @@ def test_other_evaluation_options_measure_anew_and_retrain_nothing(
     assert "failed: OSError: no weights" in said.err
 
 
+def test_finished_runs_are_measured_anew_on_demand(
+    run: Callable[..., int],
+    trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run("-m", "name=eval", "k=4,8") == 0
+    measured: list[Run] = []
+
+    def remeasure_pack(runs: list[Run], *_: Any, on_ready: Callable[[], None]) -> list[Any]:
+        on_ready()
+        measured.extend(runs)
+        return [json.loads((run.folder / "result.json").read_text()) for run in runs]
+
+    stub = SimpleNamespace(remeasure_pack=remeasure_pack)
+    monkeypatch.setitem(sys.modules, "sae_sweeps.training.remeasure", stub)
+    assert run("-m", "name=eval", "k=4,8", "measure_anew=true") == 0
+    assert len(measured) == 2 and len(trainer.runs) == 2
+    assert "0 runs to train, 2 to measure anew" in capsys.readouterr().out
+    assert run("-m", "name=eval", "k=4,8") == 0
+    assert len(measured) == 2 and "2 finished before" in capsys.readouterr().out
+
+
 def test_runs_of_one_stream_share_a_pack(run: Callable[..., int], trainer: Trainer) -> None:
     assert run("-m", "method=topk,gated", "stream.seed=0,1", "k=4,8") == 0
     assert [len(pack) for pack in trainer.packs] == [4, 4]

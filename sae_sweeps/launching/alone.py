@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import leave
-from sae_sweeps.record.plan import finished_result, write_run_files
+from sae_sweeps.record.plan import LAUNCH_ONLY, finished_result, write_run_files
 from sae_sweeps.record.run import Run, identity
 from sae_sweeps.system import interrupt
 
@@ -18,8 +18,10 @@ def train_alone(config: dict[str, Any], choices: dict[str, str]) -> None:
     from sae_sweeps.launching.progress import Quiet
     from sae_sweeps.training.pack import train_pack
 
-    if config["force"]:
-        raise ConfigError("force is for hydra/launcher=local and slurm; move the folder away.")
+    for wish in LAUNCH_ONLY:
+        if config[wish]:
+            where = "hydra/launcher=local and slurm"
+            raise ConfigError(f"{wish} is for {where}; here, move the folder away.")
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     run = Run(

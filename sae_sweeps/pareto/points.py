@@ -101,7 +101,7 @@ def read(folder: Path) -> Results:
                 failures[run.name] = json.loads((run / "failed.json").read_bytes())["error"]
             else:
                 unfinished.append(run.name)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             failures[run.name] = f"unreadable: {type(error).__name__}: {error}"
     return Results(folder.resolve().name, _points(results), failures, unfinished)
 

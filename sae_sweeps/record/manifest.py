@@ -109,7 +109,7 @@ def read(folder: Path) -> Manifest:
         return Manifest(found["name"], points, [row["run"] for row in rows], launches)
     except KeyError as error:
         raise ConfigError(f"{path} is not a manifest: it lacks {error}.") from None
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not a manifest: {error}.") from None
 
 

@@ -102,14 +102,14 @@ def make_plan(
     for point in points:
         key = identity(point.config)
         if key not in known:
-            run = known[key] = _run(name, folder, point, key)
+            run = known[key] = _run(name, folder, point, key, anew)
             result = None if force else finished_result(run.folder, key)
             shared = pass_identity(point.config)
             if run.name in under_way:
                 _refuse_busy(run, under_way[run.name], force)
             elif result is None:
                 packs.setdefault(shared, []).append(run)
-            elif up_to_date(result, run) and not anew:
+            elif up_to_date(result, run):
                 finished[run.name] = result
             else:
                 remeasured.setdefault(shared, []).append(run)
@@ -170,17 +170,18 @@ def up_to_date(result: Mapping[str, Any], run: Run) -> bool:
     """Say whether a finished run's figures are those that it would get today."""
     version = result.get("evaluation", {}).get("metrics_version")
     same_options = result["config"]["evaluation"] == run.config["evaluation"]
-    return same_options and version == METRICS_VERSION
+    return same_options and version == METRICS_VERSION and not run.config["measure_anew"]
 
 
-def _run(sweep: str, folder: Path, point: Point, key: str) -> Run:
+def _run(sweep: str, folder: Path, point: Point, key: str, anew: bool) -> Run:
     """Name a run's folder, or find the one that holds this identity under another slug."""
     name = run_name(point.config, point.choices)
     held = [path for path in (folder / "runs").glob(f"*-{key[:8]}") if path.is_dir()]
     if held:
         name = sorted(held)[0].name
     home = folder / "runs" / name
-    return Run(name, sweep, home, point.config, point.choices, point.overrides)
+    config = point.config | {"measure_anew": anew}
+    return Run(name, sweep, home, config, point.choices, point.overrides)
 
 
 def _refuse_differences(points: Iterable[Point]) -> None:

@@ -47,7 +47,7 @@ def _remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> dict[str, Any
         sae = load_sae(run, stream)
         figures = as_result(evaluate(sae, stream, given), given, stream.target.has_loss)
         old = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-        result = old | figures | {"config": run.config}
+        result = old | figures | {"config": run.config | {"measure_anew": False}}
         stream.unscale(sae)
         results.write_saelens(run, sae, stream.target, figures)
         write_json(run.folder / "result.json", result)

@@ -77,6 +77,7 @@ def test_options_that_have_moved_are_taken_for_it_and_told(study: Path, launches
     assert told == "sae-sweeps: optimizer.lr is 'x', expected float.\n"
 
 
+@pytest.mark.slow
 def test_half_trained_runs_end_at_the_weights_they_would_have_had(
     study: Path, launches: Launches
 ) -> None:
@@ -96,6 +97,7 @@ def test_half_trained_runs_end_at_the_weights_they_would_have_had(
             assert apart < 0.05 * torch.linalg.matrix_norm(wanted[name]), (reference.stem, name)
 
 
+@pytest.mark.slow
 def test_a_frozen_pack_is_trained(study: Path) -> None:
     path = study / "outputs/frozen/packs/1-0.json"
     words = [sys.executable, "-m", "sae_sweeps.launching.job", str(path)]
@@ -135,6 +137,7 @@ def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
         monkeypatch.delenv(name)
 
 
+@pytest.mark.slow
 def test_its_wandb_logs_are_uploaded(
     study: Path, backend: Backend, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +299,7 @@ def released(release: Path, study: Path, *words: str) -> subprocess.CompletedPro
     return subprocess.run(line, cwd=study, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_what_is_added_trains_and_measures_nothing_anew(
     study: Path, release: Path, name: str
@@ -307,6 +311,7 @@ def test_what_is_added_trains_and_measures_nothing_anew(
     assert stamps(study) == before
 
 
+@pytest.mark.slow
 def test_what_is_added_stops_no_run_on_its_way(study: Path, release: Path) -> None:
     done = released(release, study, "status", "outputs/half", "--json")
     [said] = json.loads(done.stdout)
@@ -316,6 +321,7 @@ def test_what_is_added_stops_no_run_on_its_way(study: Path, release: Path) -> No
     assert "2 runs to train, 2 of them from a checkpoint" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_what_differs_from_its_birth_is_another_run(study: Path, release: Path) -> None:
     words = [word for word in command(study, "six") if not word.startswith(("method=", "k="))]
     words += ["method=topk", "k=2"]
@@ -327,6 +333,7 @@ def test_what_differs_from_its_birth_is_another_run(study: Path, release: Path) 
     assert "six: 1 run to train" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_default_that_changes_makes_other_runs_and_is_told(
     study: Path, tmp_path_factory: pytest.TempPathFactory, release: Path
 ) -> None:
@@ -340,6 +347,7 @@ def test_a_default_that_changes_makes_other_runs_and_is_told(
     assert len(list((study / "outputs/six/runs").iterdir())) == 14
 
 
+@pytest.mark.slow
 def test_an_algorithm_that_is_replaced_refuses_what_is_half_done(
     study: Path, tmp_path_factory: pytest.TempPathFactory, release: Path
 ) -> None:
