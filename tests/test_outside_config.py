@@ -85,14 +85,23 @@ def test_a_search_path_in_place_of_a_config_dir(
 def test_a_wholly_new_group_reaches_the_run_and_its_identity(
     run: Callable[..., int], trainer: Trainer, tmp_path: Path
 ) -> None:
-    write(tmp_path / "mine/schedule/short.yaml", "steps: 3\nlr: 1e-4\n")
-    write(tmp_path / "mine/schedule/long.yaml", "steps: 4\nlr: 1e-4\n")
-    words = ("--config-dir", "mine", "+schedule=short,long", "optimizer.lr=${schedule.lr}")
+    write(tmp_path / "mine/pace/short.yaml", "steps: 3\nlr: 1e-4\n")
+    write(tmp_path / "mine/pace/long.yaml", "steps: 4\nlr: 1e-4\n")
+    words = ("--config-dir", "mine", "+pace=short,long", "optimizer.lr=${pace.lr}")
     assert run("-m", *words) == 0
     short, long = configs(trainer)
-    assert short["schedule"] == {"steps": 3, "lr": 1e-4} and long["schedule"]["steps"] == 4
-    assert short["training"]["lr"] == 1e-4
+    assert short["pace"] == {"steps": 3, "lr": 1e-4} and long["pace"]["steps"] == 4
+    assert short["optimizer"]["lr"] == 1e-4
     assert len({r.name for r in trainer.runs}) == 2
+
+
+def test_a_file_that_holds_an_option_where_it_was_is_told_where_it_is(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On command lines it is taken for the present one; in a file it might hide a typed one."""
+    write(tmp_path / "mine/sweep/old.yaml", "# @package _global_\ntraining:\n  lr: 1e-3\n")
+    assert run("--config-dir", "mine", "+sweep=old") == 1
+    assert capsys.readouterr().err == "sae-sweeps: training.lr is optimizer.lr now.\n"
 
 
 def test_a_new_group_with_a_class_is_checked(

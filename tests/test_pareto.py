@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from sae_sweeps.pareto import curves, similarity
 from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
-from sae_sweeps.pareto.points import Point, Setting, by_curve, read, settings
+from sae_sweeps.pareto.points import RunPoint, Setting, by_curve, read, settings
 from sae_sweeps.pareto.report import WRITTEN, report
 from sae_sweeps.record.run import Run
 from sae_sweeps.record.run import label as name_of
@@ -127,10 +127,10 @@ def write_decoder(folder: Path, run: str, decoder: np.ndarray) -> Path:
     return path
 
 
-def point(l0: float, fvu: float, seed: int = 0, setting: str | None = None) -> Point:
+def point(l0: float, fvu: float, seed: int = 0, setting: str | None = None) -> RunPoint:
     metrics: dict[str, float | int] = {"l0": l0, "fvu": fvu}
     place = setting or f"{l0} {fvu}"
-    return Point("run", "relu", "relu", place, 1.0, 8, seed, 1, metrics, {})
+    return RunPoint("run", "relu", "relu", place, 1.0, 8, seed, 1, metrics, {})
 
 
 def printed(folder: Path, width: int = 200, tracking: Tracking | None = None) -> str:

@@ -85,7 +85,7 @@ def _follows(key: str, known: Sequence[str], runs: Sequence[Options]) -> bool:
 
 
 def _plainness(key: str) -> tuple[int, bool]:
-    """Prefer what a user sets (`d_sae`, `training.lr`) to what is derived from it."""
+    """Prefer what a user sets (`d_sae`, `optimizer.lr`) to what is derived from it."""
     return key.count("."), not key.startswith(PLAIN)
 
 

@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 from operator import itemgetter
 from statistics import fmean
 
-from sae_sweeps.pareto.points import Point, Setting, settings
+from sae_sweeps.pareto.points import RunPoint, Setting, settings
 
 
 def non_dominated(xs: Sequence[float | None], ys: Sequence[float | None]) -> list[bool]:
@@ -57,7 +57,7 @@ def by_source(found: Sequence[Setting]) -> list[list[int]]:
     return list(groups.values())
 
 
-def fvu_at_l0(points: Sequence[Point], l0: float) -> float | None:
+def fvu_at_l0(points: Sequence[RunPoint], l0: float) -> float | None:
     """Interpolate a curve's FVU, linear in log L0 between means over seeds; None outside it."""
     return _at(_vertices(settings(points)), l0)
 

@@ -18,7 +18,7 @@ from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import curves, words
 from sae_sweeps.pareto.panels import PANELS
-from sae_sweeps.pareto.points import Point, Results, settings, together
+from sae_sweeps.pareto.points import Results, RunPoint, settings, together
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.pareto.table import COLUMNS
 from sae_sweeps.record import manifest
@@ -110,7 +110,7 @@ def _made() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, sae-sweeps {version('sae-sweeps')}"
 
 
-def _is_measured(points: Sequence[Point], measure: str) -> bool:
+def _is_measured(points: Sequence[RunPoint], measure: str) -> bool:
     return any(point.get(measure) is not None for point in points)
 
 
@@ -139,7 +139,7 @@ def _runs(sweep: Named) -> list[dict[str, Any]]:
     ]
 
 
-def _options(points: Sequence[Point], sweeps: Sequence[str]) -> dict[str, list[str]]:
+def _options(points: Sequence[RunPoint], sweeps: Sequence[str]) -> dict[str, list[str]]:
     """By what runs can be filtered and curves be made, and every run's value."""
     groups = dict.fromkeys(group for point in points for group in point.result["choices"])
     return {
@@ -189,14 +189,14 @@ def _packs(sweep: Named) -> list[dict[str, Any]]:
     """What each process cost, as far as its finished runs tell."""
     if sweep.manifest is None:
         return []
-    gathered: dict[str, list[Point]] = {}
+    gathered: dict[str, list[RunPoint]] = {}
     for point in sweep.results.points:
         pack = sweep.manifest.pack_of(point.run)
         gathered.setdefault(pack.name if pack else "?", []).append(point)
     return [{"sweep": sweep.name, "name": name, **_cost(runs)} for name, runs in gathered.items()]
 
 
-def _cost(points: Sequence[Point]) -> dict[str, Any]:
+def _cost(points: Sequence[RunPoint]) -> dict[str, Any]:
     costs = [point.result.get("cost", {}) for point in points]
     seconds, cpu = (
         max((cost[key] for cost in costs if key in cost), default=None)

@@ -15,7 +15,7 @@ from sae_sweeps.tracking.interface import scalars
 
 
 @dataclass(frozen=True)
-class Point:
+class RunPoint:
     """One finished run."""
 
     run: str
@@ -44,7 +44,7 @@ class Point:
 class Setting:
     """The runs of a sweep that differ in seeds only."""
 
-    points: list[Point]
+    points: list[RunPoint]
 
     @property
     def curve(self) -> str:
@@ -82,7 +82,7 @@ class Results:
     """What a sweep has to show."""
 
     sweep: str
-    points: list[Point]
+    points: list[RunPoint]
     failures: dict[str, str]
     """By run, why there is no result."""
     unfinished: list[str]
@@ -106,16 +106,16 @@ def read(folder: Path) -> Results:
     return Results(folder.resolve().name, _points(results), failures, unfinished)
 
 
-def settings(points: Sequence[Point]) -> list[Setting]:
+def settings(points: Sequence[RunPoint]) -> list[Setting]:
     """Gather the points that differ in seeds only, ordered by curve and `k`."""
-    gathered: dict[tuple[str, str], list[Point]] = {}
+    gathered: dict[tuple[str, str], list[RunPoint]] = {}
     for point in points:
         gathered.setdefault((point.curve, point.setting), []).append(point)
     found = [Setting(points) for points in gathered.values()]
     return sorted(found, key=lambda setting: (curves.order(setting.curve), setting.k))
 
 
-def by_curve(points: Sequence[Point]) -> dict[str, list[Setting]]:
+def by_curve(points: Sequence[RunPoint]) -> dict[str, list[Setting]]:
     """Gather settings into curves."""
     gathered: dict[str, list[Setting]] = {}
     for setting in settings(points):
@@ -141,11 +141,11 @@ def _whole(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "config": upgrade(result["config"])}
 
 
-def _points(results: Mapping[str, dict[str, Any]]) -> list[Point]:
+def _points(results: Mapping[str, dict[str, Any]]) -> list[RunPoint]:
     found = list(results.values())
     names = curves.names([(result["label"], result["config"]) for result in found])
     return [
-        Point(
+        RunPoint(
             run=run,
             label=result["label"],
             curve=curve,

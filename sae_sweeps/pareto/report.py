@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import similarity, table
-from sae_sweeps.pareto.points import Point, Results, by_curve, read
+from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.system import files
 from sae_sweeps.tracking.interface import Summary, Tracking
@@ -90,7 +90,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _charts(points: list[Point]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+def _charts(points: list[RunPoint]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Give the curves over L0 that can be drawn, means over seeds."""
     charts: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for measure in MEASURES:

@@ -4,12 +4,12 @@ from typing import Any
 
 from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.pareto.frontier import frontier
-from sae_sweeps.pareto.points import Point, Setting, by_curve, settings
+from sae_sweeps.pareto.points import RunPoint, Setting, by_curve, settings
 
 NOT_TRAINING = [group.name for group in GROUPS if not group.trains]
 
 
-def rows(points: list[Point]) -> list[dict[str, Any]]:
+def rows(points: list[RunPoint]) -> list[dict[str, Any]]:
     """Give one row per run, with every scalar of its result."""
     found = settings(points)
     best = _runs_on_frontier(found)

@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sae_sweeps.pareto.points import Point, Results, settings
+from sae_sweeps.pareto.points import Results, RunPoint, settings
 from sae_sweeps.system import files
 from sae_sweeps.training.matching import matched_cosines
 
@@ -51,7 +51,7 @@ def too_wide(results: Results) -> int:
     return sum(len(points) > 1 and points[0].d_sae > MOST_LATENTS for points in found)
 
 
-def _pairs(results: Results) -> Iterator[tuple[Point, Point]]:
+def _pairs(results: Results) -> Iterator[tuple[RunPoint, RunPoint]]:
     for setting in settings(results.points):
         for one, other in combinations(setting.points, 2):
             same = all(one.result["config"].get(k) == other.result["config"].get(k) for k in SAME)
@@ -59,7 +59,7 @@ def _pairs(results: Results) -> Iterator[tuple[Point, Point]]:
                 yield one, other
 
 
-def _with(point: Point, similarities: list[float] | None) -> Point:
+def _with(point: RunPoint, similarities: list[float] | None) -> RunPoint:
     if similarities is None:
         return point
     return replace(point, metrics=point.metrics | {MEASURE: fmean(similarities)})

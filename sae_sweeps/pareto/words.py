@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from sae_sweeps.pareto.frontier import by_source
-from sae_sweeps.pareto.points import Point, Setting, settings
+from sae_sweeps.pareto.points import RunPoint, Setting, settings
 
 OFF_DIAL = 0.1
 """Share by which an L0 may miss its `k` unremarked."""
 MOST_NAMES = 6
 
 
-def subtitle(points: Sequence[Point]) -> str:
+def subtitle(points: Sequence[RunPoint]) -> str:
     """Say what was trained on what, as far as it is the same for all runs."""
     models = {_model(point) for point in points}
     widths = {f"d_sae {point.d_sae:,}" for point in points}
@@ -22,7 +22,7 @@ def subtitle(points: Sequence[Point]) -> str:
     return "  ·  ".join([*parts, runs, *(["bars: range over seeds"] if seeds > 1 else [])])
 
 
-def _model(point: Point) -> str:
+def _model(point: RunPoint) -> str:
     node = point.result["config"].get("target_model", {})
     names = [str(node[key]) for key in ("model", "hook", "path") if key in node]
     return " @ ".join(names) or point.result["choices"].get("target_model", "")
@@ -50,7 +50,7 @@ def off_dial(found: Sequence[Setting]) -> list[Setting]:
     return [setting for setting in far if not any(_is_fixed(point) for point in setting.points)]
 
 
-def _is_fixed(point: Point) -> bool:
+def _is_fixed(point: RunPoint) -> bool:
     options = point.result["config"].get("architecture", {})
     return any(
         name.endswith("_coef") and isinstance(value, int | float) and value != 0
@@ -90,7 +90,7 @@ def notes(found: Sequence[Setting]) -> list[str]:
     return lines
 
 
-def _of_measurement(points: Sequence[Point]) -> Iterator[str]:
+def _of_measurement(points: Sequence[RunPoint]) -> Iterator[str]:
     held_out, ce = (
         amounts(point.result.get("evaluation", {}).get(key) for point in points)
         for key in ("tokens", "ce_tokens")
@@ -102,7 +102,7 @@ def _of_measurement(points: Sequence[Point]) -> Iterator[str]:
     yield f"A latent counts as dead that is active on none of these {held_out} tokens."
 
 
-def _conditions(points: Sequence[Point]) -> dict[str, Counter[str]]:
+def _conditions(points: Sequence[RunPoint]) -> dict[str, Counter[str]]:
     """What should be the same for runs that are compared, by name."""
     return {
         "training tokens": Counter(f"{point.tokens:,}" for point in points),

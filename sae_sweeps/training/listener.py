@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Display(Protocol):
+class Listener(Protocol):
     """Where a pack shows how far it is, from several threads; runs are named by index."""
 
     def started(self, total_tokens: int, labels: list[str]) -> None: ...

@@ -30,7 +30,7 @@ from sae_sweeps.training import results, snapshot
 from sae_sweeps.training.clock import Clock
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
-from sae_sweeps.training.listener import Display
+from sae_sweeps.training.listener import Listener
 from sae_sweeps.training.trainer import new_trainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Member:
     checkpoint; without one it starts afresh, and replaces what is there.
     """
 
-    def __init__(self, index: int, run: Run, stream: Stream, display: Display) -> None:
+    def __init__(self, index: int, run: Run, stream: Stream, display: Listener) -> None:
         self.index, self.run, self.stream, self.display = index, run, stream, display
         config, device = run.config, stream.target.device
         self.evaluation = options.EvaluationOptions(**config["evaluation"])

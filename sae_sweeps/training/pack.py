@@ -17,14 +17,14 @@ from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.system import interrupt
 from sae_sweeps.tracking.interface import Tracking
-from sae_sweeps.training.listener import Display
+from sae_sweeps.training.listener import Listener
 from sae_sweeps.training.member import Member
 
 
 def train_pack(
     runs: list[Run],
     tracking: Tracking,
-    display: Display,
+    display: Listener,
     on_ready: Callable[[], None] = lambda: None,
     isolate: bool = False,
 ) -> list[dict[str, Any] | Exception]:
@@ -78,7 +78,7 @@ def _open_and_train(
 
 
 def _build(
-    index: int, run: Run, harvest: Harvest, display: Display, isolate: bool
+    index: int, run: Run, harvest: Harvest, display: Listener, isolate: bool
 ) -> Member | Exception:
     try:
         if text := outdated(run.config):

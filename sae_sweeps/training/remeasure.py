@@ -16,7 +16,7 @@ from sae_sweeps.system.files import write_json
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import as_result, evaluate
-from sae_sweeps.training.listener import Display
+from sae_sweeps.training.listener import Listener
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.pack import open_harvest, pick_device, workers
 
@@ -24,7 +24,7 @@ from sae_sweeps.training.pack import open_harvest, pick_device, workers
 def remeasure_pack(
     runs: list[Run],
     tracking: Tracking,
-    display: Display,
+    display: Listener,
     on_ready: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any] | Exception]:
     """Measure `runs`, which share a pass; the new content of `result.json`, or the exception.

@@ -60,7 +60,7 @@ def quality(case: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
 
 
 def _quality(case: dict[str, Any], method: str) -> list[dict[str, float]]:
-    default = run_of(case, "default", method).config["training"]["lr"]
+    default = run_of(case, "default", method).config["optimizer"]["lr"]
     rows: list[dict[str, float]] = [
         {"lr_factor": factor, "lr": factor * default, "seed": seed}
         for factor in LR_FACTORS
@@ -85,7 +85,7 @@ def reach(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _reach(case: dict[str, Any], method: str) -> dict[str, Any]:
-    lr = run_of(case, "default", method).config["training"]["lr"]
+    lr = run_of(case, "default", method).config["optimizer"]["lr"]
     case = case | {"lr": lr, "method": method}
     members = {
         engine: member_of(
