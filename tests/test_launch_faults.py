@@ -325,8 +325,8 @@ def test_code_edited_after_submission_is_warned_of(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"version": 7}', "has version 7, expected 1"),
-        ('{"runs": []}', "has version None, expected 1"),
+        ('{"version": 7}', "has version 7, expected 2"),
+        ('{"runs": []}', "has version None, expected 2"),
         ('{"version"', "is not a pack's file"),
         ("[]", "is not a pack's file"),
         (None, "cannot read"),

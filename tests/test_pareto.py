@@ -69,7 +69,7 @@ def result(
         *above, last = path.split(".")
         node = config
         for key in above:
-            node = node[key]
+            node = node.setdefault(key, {})
         node[last] = value
     metrics = {"l0": l0, "fvu": fvu, "mse": fvu * 3.1, "cosine": 1 - fvu / 2}
     metrics |= {"dead_frac": max(0.0, rng.uniform(-0.05, 0.1)), "below_1e-4": 0.1, "l0_max": 4 * k}

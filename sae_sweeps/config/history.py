@@ -10,13 +10,13 @@ was ever trained is still found; and what the defaults are plays no part.
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from copy import deepcopy
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.config.options import ROOT, SECTIONS
-from sae_sweeps.config.signature import NUMERICS, TARGET, Option, numerics, signature
+from sae_sweeps.config.signature import NUMERICS, TARGET, numerics, signature
 from sae_sweeps.marks import Birth
 
 MOVED = {
@@ -36,7 +36,7 @@ Config = dict[str, Any]
 
 def upgrade(stored: Mapping[str, Any]) -> Config:
     """Return a stored config as today's code would have written it; today's stay as they are."""
-    config = deepcopy(dict(stored))
+    config = _copy(stored)
     for group, target in BIRTHS.items():
         config.setdefault(group, {TARGET: target})
     for old, new in MOVED.items():
@@ -45,9 +45,8 @@ def upgrade(stored: Mapping[str, Any]) -> Config:
             config[group].setdefault(name, config[section].pop(option))
     for section in SECTIONS:
         config.setdefault(section, {})
-    for node, options in _nodes(config):
-        births = {name: option.birth for name, option in options.items() if option.birth}
-        for name, birth in births.items():
+    for node, marked in _nodes(config):
+        for name, birth in marked.births.items():
             node.setdefault(name, _resolved(birth, config))
     return config
 
@@ -59,11 +58,10 @@ def acting(given: Mapping[str, Any], keep: Collection[str] = ()) -> Config:
         given: a config of today's, checked, or not even resolved.
         keep: options to keep that change nothing, by name.
     """
-    config = deepcopy(dict(given))
-    for node, options in _nodes(config):
-        for name, option in options.items():
-            if option.idle and name not in keep:
-                node.pop(name, None)
+    config = _copy(given)
+    for node, marked in _nodes(config):
+        for name in marked.idle.difference(keep):
+            node.pop(name, None)
     for group in GROUPS:
         if not group.trains:
             config.pop(group.name, None)
@@ -73,12 +71,10 @@ def acting(given: Mapping[str, Any], keep: Collection[str] = ()) -> Config:
 def canonical(given: Mapping[str, Any], keep: Collection[str] = ()) -> Config:
     """Return what `acting` does, as a tree that no later version changes."""
     config = acting(given, keep)
-    resolved = partial(_resolved, config=config)
-    for node, options in _nodes(config):
-        for name, option in options.items():
-            birth = option.birth
+    for node, marked in _nodes(config):
+        for name, birth in marked.births.items():
             # Of a config that is not resolved yet, a share is told by its text.
-            if birth and name in node and node[name] in (birth.value, resolved(birth)):
+            if name in node and node[name] in (birth.value, _resolved(birth, config)):
                 del node[name]
     _move_back(config)
     for group, target in BIRTHS.items():
@@ -124,20 +120,40 @@ def walk(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}{key}", value
 
 
-def _nodes(config: Config) -> Iterator[tuple[Config, Mapping[str, Option]]]:
-    """Walk the config itself, its sections and the nodes of classes, each with its options."""
-    yield config, _options(ROOT)
+def _copy(config: Mapping[str, Any]) -> Config:
+    """Copy the tree as deep as it is changed here: options of nodes come and go, whole."""
+    return {key: dict(node) if isinstance(node, dict) else node for key, node in config.items()}
+
+
+def _nodes(config: Config) -> Iterator[tuple[Config, "Marked"]]:
+    """Walk the config itself, its sections and the nodes of classes, each with its marks."""
+    yield config, _marked(ROOT)
     for key, node in config.items():
         if isinstance(node, dict):
-            yield node, _options(SECTIONS.get(key) or node.get(TARGET))
+            target = SECTIONS.get(key) or node.get(TARGET)
+            yield node, _marked(target) if isinstance(target, str) else NOTHING
 
 
-def _options(target: object) -> Mapping[str, Option]:
-    """Return a class's options; none of one that is not here, as in a folder of somebody else's."""
+@dataclass(frozen=True)
+class Marked:
+    """A class's options that are marked, by name."""
+
+    births: Mapping[str, Birth]
+    idle: frozenset[str]
+
+
+NOTHING = Marked({}, frozenset())
+
+
+@cache
+def _marked(target: str) -> Marked:
+    """Read a class's marks; none of one that is not here, as in a folder of somebody else's."""
     try:
-        return signature(target) if isinstance(target, str) else {}
+        options = signature(target)
     except LookupError:
-        return {}
+        return NOTHING
+    births = {name: option.birth for name, option in options.items() if option.birth}
+    return Marked(births, frozenset(name for name, option in options.items() if option.idle))
 
 
 def _resolved(birth: Birth, config: Config) -> Any:
