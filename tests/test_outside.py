@@ -163,6 +163,12 @@ class Pull(AuxLoss):
         return self.coef * step.pre_acts.at(Selection(None)).values.pow(2).mean()
 '''
 
+PICKY = SHARE.replace("class Share", "class Picky").replace(
+    "        self.share = share",
+    "        if share > 0.5:\n"
+    "            raise ValueError(f'share is {share}, expected at most 0.5')",
+)
+
 DICTIONARY = '''
 """Sparse sums of random directions, drawn anew from the row's number."""
 
@@ -258,6 +264,7 @@ MODULES = {
     "my_cosine": COSINE,
     "my_noisy": NOISY,
     "my_share": SHARE,
+    "my_picky": PICKY,
     "my_skip": SKIP,
     "my_pull": PULL,
     "my_dictionary": DICTIONARY,
@@ -268,6 +275,7 @@ OPTION_FILES = {
     "schedule/cosine": "_target_: my_cosine.Cosine\nlast: 0.25\n",
     "allocator/noisy": "_target_: my_noisy.Noisy\nk: ${k}\nnoise: 1.0\n",
     "allocator/share": "_target_: my_share.Share\nshare: 0.6\n",
+    "allocator/picky": "_target_: my_picky.Picky\nshare: 0.6\n",
     "architecture/skip": "_target_: my_skip.Skip\nencoder_scale: 0.6\nrank: 4\n",
     "aux_loss/pull": "_target_: my_pull.Pull\ncoef: 0.01\n",
     "target_model/dictionary": """
@@ -578,3 +586,13 @@ def test_a_mistake_in_them_is_refused_in_one_line(home: Path, word: str, expecte
     [line] = done.stderr.splitlines()
     assert expected in line
     assert not (home / "outputs" / "mistaken").exists()
+
+
+def test_what_a_constructor_refuses_is_one_line_before_anything_starts(home: Path) -> None:
+    done = sae_sweeps(home, "+sweep=tiny", "name=picky", "allocator=picky")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "sae-sweeps: my_picky.Picky: share is 0.6, expected at most 0.5"
+    )
+    assert "Traceback" not in done.stderr
+    assert not (home / "outputs" / "picky").exists()

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import did_you_mean
+from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.marks import Birth, Idle
 
 TARGET, NUMERICS = "_target_", "_numerics_"
@@ -32,10 +32,20 @@ SCALARS: dict[str, type] = {
 
 
 def build(node: Mapping[str, Any], *runtime: Any) -> Any:
-    """Call the node's `_target_` with `runtime` by position and the node's options by name."""
-    module, _, name = node["_target_"].rpartition(".")
+    """Call the node's `_target_` with `runtime` by position and the node's options by name.
+
+    Raises:
+        ConfigError: a ValueError of the constructor's, as its word on the options.
+    """
+    module, _, name = node[TARGET].rpartition(".")
     options = {key: value for key, value in node.items() if key not in NO_OPTIONS}
-    return getattr(importlib.import_module(module), name)(*runtime, **options)
+    kind = getattr(importlib.import_module(module), name)
+    try:
+        return kind(*runtime, **options)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{node[TARGET]}: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)
