@@ -19,6 +19,20 @@ class Birth:
     value: bool | int | float | str | None
 
 
+@dataclass(frozen=True, init=False)
+class AtMost:
+    """The option may not exceed others, where a config has them.
+
+    `AtMost("d_sae", "training.tokens")` names them by dotted path, `AtMost(".p_end_tokens")` one of
+    the same node.
+    """
+
+    others: tuple[str, ...]
+
+    def __init__(self, *others: str) -> None:
+        object.__setattr__(self, "others", others)
+
+
 @dataclass(frozen=True)
 class Idle:
     """The option cannot change a run's weights, and is no part of its identity."""

@@ -6,7 +6,7 @@ Groups, options and types come from conf/ and the signatures, so new variants ar
 import ast
 import math
 import string
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from small import CONF
 from sae_sweeps.config import groups
 from sae_sweeps.config.check import plain
 from sae_sweeps.config.options import ROOT, SECTIONS
-from sae_sweeps.config.rules import LIMITS
 from sae_sweeps.config.signature import fit, signature
 from sae_sweeps.errors import ConfigError
 
@@ -30,6 +29,7 @@ class Option(NamedTuple):
     path: str
     hint: ast.expr
     chosen: tuple[str, ...]
+    allows: Callable[[int | float], bool]
 
 
 # --- What there is ---------------------------------------------------------------------------
@@ -43,13 +43,13 @@ def files(group: str) -> list[str]:
 def options() -> list[Option]:
     """Every option of every option file whose other options all have values."""
     found = [
-        Option(name, option.hint, ())
+        Option(name, option.hint, (), option.allows)
         for name, option in signature(ROOT).items()
         if name not in SECTIONS
     ]
     for section, owner in SECTIONS.items():
         hints = signature(owner)
-        found += [Option(f"{section}.{name}", o.hint, ()) for name, o in hints.items()]
+        found += [Option(f"{section}.{name}", o.hint, (), o.allows) for name, o in hints.items()]
     for group in groups.NAMES:
         for name in files(group):
             node = OmegaConf.load(CONF / group / f"{name}.yaml")
@@ -60,7 +60,7 @@ def options() -> list[Option]:
                 continue
             hints = signature(str(node["_target_"]))
             found += [
-                Option(f"{group}.{key}", option.hint, (f"{group}={name}",))
+                Option(f"{group}.{key}", option.hint, (f"{group}={name}",), option.allows)
                 for key, option in hints.items()
             ]
     return found
@@ -91,11 +91,9 @@ def fits(value: Any, hint: ast.expr) -> bool:
     return True
 
 
-def allowed(path: str, value: Any) -> bool:
-    """Whether LIMITS let a number pass."""
-    name = path.rpartition(".")[2]
-    limits = [limit for limit in LIMITS if any(fnmatchcase(name, n) for n in limit[2].split())]
-    return not limits or not isinstance(value, int | float) or limits[0][1](value)
+def allowed(option: Option, value: Any) -> bool:
+    """Whether the option's bounds let a number pass."""
+    return not isinstance(value, int | float) or option.allows(value)
 
 
 def texts(option: Option, *, fitting: bool, legal: bool) -> list[str]:
@@ -105,7 +103,7 @@ def texts(option: Option, *, fitting: bool, legal: bool) -> list[str]:
     return [
         text
         for text, value in (*choices, *VALUES, *GIANT)
-        if fits(value, option.hint) == fitting and allowed(option.path, value) == legal
+        if fits(value, option.hint) == fitting and allowed(option, value) == legal
     ]
 
 

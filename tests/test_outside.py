@@ -22,10 +22,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outside")]
 NOISY = '''
 """Token choice among affinities that are noisy in training."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 
 from sae_sweeps.engine.acts import Selection
 from sae_sweeps.interfaces import Allocator, Inference
+from sae_sweeps.marks import AtMost
 
 
 class Noisy(Allocator):
@@ -33,7 +37,9 @@ class Noisy(Allocator):
 
     sets_budget = True
 
-    def __init__(self, d_sae: int, *, k: int, noise: float) -> None:
+    def __init__(
+        self, d_sae: int, *, k: Annotated[int, AtMost("d_sae")], noise: Annotated[float, Ge(0)]
+    ) -> None:
         super().__init__()
         self.k, self.noise = k, noise
         self.generator = torch.Generator().manual_seed(0)
@@ -575,6 +581,7 @@ def test_a_repeated_command_trains_nothing(home: Path, bench: Results) -> None:
     ("word", "expected"),
     [
         ("allocator.noise=much", "allocator.noise is 'much', expected float."),
+        ("allocator.noise=-1", "allocator.noise is -1, expected at least 0."),
         ("allocator.nois=1", "allocator.nois is not an option"),
         ("allocator.k=65", "allocator.k is 65, expected at most d_sae, which is 64."),
         ("+budget=tiny", "budget has no option 'tiny', expected one of small, smaller."),

@@ -414,7 +414,7 @@ BAD: list[tuple[dict[str, float], str]] = [
     ({"group_size": 0}, "group_size is 0, expected at least 1."),
     ({"offset": -2.0}, "offset is -2, expected at least 0."),
     ({"noise": -2.0}, "noise is -2, expected at least 0."),
-    ({"seed": -1}, "seed is -1, expected 0 to 2^63 - 1."),
+    ({"seed": -1}, "seed is -1, expected at least 0 and less than 2^63."),
     ({"tokens_per_row": 0}, "tokens_per_row is 0, expected 1 to 2^26."),
     ({"train_tokens": 0}, "train_tokens is 0, expected at least 1."),
     ({"held_out_tokens": 0}, "held_out_tokens is 0, expected at least 1."),

@@ -5,10 +5,11 @@ choice and the batch-free thresholds are our design.
 """
 
 from dataclasses import replace
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from sae_sweeps.engine.averages import TokenAverage
 from sae_sweeps.engine.ranking import classes, within_budgets
 from sae_sweeps.engine.zipf import zipf_budgets
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+from sae_sweeps.marks import AtMost
 
 
 def feature_choice(
@@ -85,13 +87,13 @@ class FeatureChoice(Allocator):
         self,
         d_sae: int,
         *,
-        k: float,
-        exponent: float,
-        shift: float,
-        mutual_tokens: int,
-        horizon_tokens: int,
+        k: Annotated[float, Gt(0), AtMost("d_sae")],
+        exponent: Annotated[float, Ge(0)],
+        shift: Annotated[float, Ge(0)],
+        mutual_tokens: Annotated[int, Ge(0), AtMost("training.tokens")],
+        horizon_tokens: Annotated[int, Ge(1)],
         rounding: Literal["largest_remainder", "stochastic"],
-        seed: int,
+        seed: Annotated[int, Ge(0), Lt(2**63)],
     ) -> None:
         super().__init__()
         self.d_sae, self.k, self.exponent, self.shift = d_sae, k, exponent, shift

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
+from annotated_types import Ge, Gt
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from sae_sweeps.engine.acts import Listed
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.ranking import largest
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+from sae_sweeps.marks import AtMost
 
 GUESS = 0.95
 """Share of the threshold that a batch's smallest kept affinity hardly falls below."""
@@ -67,7 +69,13 @@ class MutualChoice(Allocator):
 
     sets_budget: ClassVar[bool] = True
 
-    def __init__(self, d_sae: int, *, k: float, horizon_tokens: int) -> None:
+    def __init__(
+        self,
+        d_sae: int,
+        *,
+        k: Annotated[float, Gt(0), AtMost("d_sae")],
+        horizon_tokens: Annotated[int, Ge(1)],
+    ) -> None:
         super().__init__()
         self.d_sae, self.k = d_sae, k
         self.threshold = LearntThreshold(1, horizon_tokens)

@@ -1,9 +1,12 @@
 """Token choice (TopK): each token keeps its k largest affinities (arXiv 2406.04093)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
+
+from annotated_types import Gt
 
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
+from sae_sweeps.marks import AtMost
 
 
 @final
@@ -12,7 +15,7 @@ class TokenChoice(Allocator):
 
     sets_budget: ClassVar[bool] = True
 
-    def __init__(self, d_sae: int, *, k: int) -> None:
+    def __init__(self, d_sae: int, *, k: Annotated[int, Gt(0), AtMost("d_sae")]) -> None:
         super().__init__()
         self.k = k
 

@@ -1,9 +1,10 @@
 """JumpReLU: learnt thresholds, by straight-through estimators (arXiv 2407.14435)."""
 
 import math
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
+from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from sae_sweeps.engine.affinities import Affinities, listed
 from sae_sweeps.engine.pre_acts import PreActs
 from sae_sweeps.engine.sparse import Pairs, per_latent
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.marks import AtMost
 
 
 class Jump(torch.autograd.Function):
@@ -83,14 +85,14 @@ class JumpReLU(Architecture):
         d_sae: int,
         allocator: Allocator,
         *,
-        encoder_scale: float,
+        encoder_scale: Annotated[float, Gt(0)],
         l0_penalty: Literal["quadratic", "linear"],
-        l0_coef: float | Literal["auto"],
-        target_l0: float,
-        coef_warmup_tokens: int,
-        bandwidth: float,
-        initial_threshold: float,
-        threshold_lr_factor: float,
+        l0_coef: Annotated[float | Literal["auto"], Ge(0)],
+        target_l0: Annotated[float, Gt(0), AtMost("d_sae")],
+        coef_warmup_tokens: Annotated[int, Ge(0), AtMost("training.tokens")],
+        bandwidth: Annotated[float, Gt(0)],
+        initial_threshold: Annotated[float, Gt(0)],
+        threshold_lr_factor: Annotated[float, Gt(0)],
     ) -> None:
         super().__init__()
         weights.create(self, d_in, d_sae)

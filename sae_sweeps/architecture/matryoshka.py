@@ -1,9 +1,10 @@
 """Matryoshka: the first latents reconstruct the input without the later ones (arXiv 2503.17547)."""
 
 from itertools import accumulate, pairwise
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
+from annotated_types import Ge, Gt
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from sae_sweeps.architecture.relu import ReLU
 from sae_sweeps.engine.acts import SparseActs, decode
 from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Allocator, Step
+from sae_sweeps.marks import AtMost
 
 
 def group_ends(fractions: list[float], d_sae: int) -> list[int]:
@@ -52,9 +54,9 @@ class Matryoshka(ReLU):
         d_sae: int,
         allocator: Allocator,
         *,
-        encoder_scale: float,
-        l1_coef: float | Literal["auto"],
-        target_l0: float,
+        encoder_scale: Annotated[float, Gt(0)],
+        l1_coef: Annotated[float | Literal["auto"], Ge(0)],
+        target_l0: Annotated[float, Gt(0), AtMost("d_sae")],
         fractions: list[float],
     ) -> None:
         super().__init__(

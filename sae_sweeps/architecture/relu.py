@@ -1,8 +1,9 @@
 """ReLU with an L1 penalty (arXiv 2309.08600), and the carrier of every allocator."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from sae_sweeps.architecture.penalty import SparsityPenalty
 from sae_sweeps.engine.acts import SparseActs
 from sae_sweeps.engine.affinities import Affinities, listed
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, SAELensWeights, Step
+from sae_sweeps.marks import AtMost
 
 
 class ReLU(Architecture):
@@ -29,14 +31,14 @@ class ReLU(Architecture):
         d_sae: int,
         allocator: Allocator,
         *,
-        encoder_scale: float,
-        l1_coef: float | Literal["auto"],
-        target_l0: float,
-        coef_warmup_tokens: int,
-        p: float,
-        p_start_tokens: int,
-        p_end_tokens: int,
-        p_steps: int,
+        encoder_scale: Annotated[float, Gt(0)],
+        l1_coef: Annotated[float | Literal["auto"], Ge(0)],
+        target_l0: Annotated[float, Gt(0), AtMost("d_sae")],
+        coef_warmup_tokens: Annotated[int, Ge(0), AtMost("training.tokens")],
+        p: Annotated[float, Gt(0), Le(1)],
+        p_start_tokens: Annotated[int, Ge(0), AtMost(".p_end_tokens")],
+        p_end_tokens: Annotated[int, Ge(1), AtMost("training.tokens")],
+        p_steps: Annotated[int, Ge(1)],
         unit_norm: bool,
     ) -> None:
         super().__init__()

@@ -1,12 +1,14 @@
 """aux_k: dead latents reconstruct what living ones left over (arXiv 2406.04093, A.2)."""
 
-from typing import final
+from typing import Annotated, final
 
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_sweeps.aux_loss.residual import residual_loss
 from sae_sweeps.interfaces import AuxLoss, Step
+from sae_sweeps.marks import AtMost
 
 
 @final
@@ -17,7 +19,14 @@ class AuxK(AuxLoss):
     decoded (null: d_in / 2), rectified where an allocator sets the budget, else as they are.
     """
 
-    def __init__(self, d_in: int, d_sae: int, *, coef: float, k_aux: int | None) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        coef: Annotated[float, Ge(0)],
+        k_aux: Annotated[int | None, Ge(1), AtMost("d_sae")],
+    ) -> None:
         super().__init__()
         self.coef = coef
         self.k_aux = d_in // 2 if k_aux is None else k_aux

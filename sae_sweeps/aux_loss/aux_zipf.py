@@ -4,9 +4,10 @@ The idea is in the abstract of arXiv 2411.02124, without a formula: this one is 
 generalises aux_k from dead latents to latents that fire much less than Zipf's law expects.
 """
 
-from typing import final
+from typing import Annotated, final
 
 import torch
+from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from sae_sweeps.aux_loss.residual import residual_loss
 from sae_sweeps.engine.averages import TokenAverage
 from sae_sweeps.engine.zipf import zipf_densities
 from sae_sweeps.interfaces import AuxLoss, Progress, Step
+from sae_sweeps.marks import AtMost
 
 
 def underuse(
@@ -53,13 +55,13 @@ class AuxZipf(AuxLoss):
         d_in: int,
         d_sae: int,
         *,
-        coef: float,
-        k_aux: int | None,
-        tau: float,
-        exponent: float,
-        shift: float,
-        target_l0: float,
-        horizon_tokens: int,
+        coef: Annotated[float, Ge(0)],
+        k_aux: Annotated[int | None, Ge(1), AtMost("d_sae")],
+        tau: Annotated[float, Gt(0)],
+        exponent: Annotated[float, Ge(0)],
+        shift: Annotated[float, Ge(0)],
+        target_l0: Annotated[float, Gt(0), AtMost("d_sae")],
+        horizon_tokens: Annotated[int, Ge(1)],
     ) -> None:
         super().__init__()
         self.coef, self.tau, self.exponent, self.shift = coef, tau, exponent, shift

@@ -4,22 +4,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from sae_sweeps.marks import Birth, Idle
+from annotated_types import Ge, Gt, Le, Lt
+
+from sae_sweeps.marks import AtMost, Birth, Idle
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """The order and size of activation batches; shared by every run of a pack."""
 
-    batch_tokens: int
+    batch_tokens: Annotated[
+        int,
+        Ge(2),
+        Le(2**26),
+        AtMost(".chunk_tokens", "training.tokens", "evaluation.tokens", "fine_tune.tokens"),
+    ]
     """Tokens per training batch."""
-    chunk_tokens: int
+    chunk_tokens: Annotated[int, Ge(1), Le(2**26)]
     """Tokens shuffled together in memory before batches are cut from them."""
-    seed: int
+    seed: Annotated[int, Ge(0), Lt(2**63)]
     """Rules the order of the data; the run's own `seed` rules everything else."""
     repeat: bool
     """Start over when the data end before `training.tokens`; off, that is an error."""
-    calibration_tokens: int
+    calibration_tokens: Annotated[int, Ge(1), Le(2**26)]
     """Tokens seen before training that set the activations' scale and centre."""
     centre: bool
     """Take the mean off the activations before they are scaled."""
@@ -29,13 +36,13 @@ class StreamOptions:
 class TrainingOptions:
     """How long one SAE is trained, and what every optimiser is given; lengths are in tokens."""
 
-    tokens: int
+    tokens: Annotated[int, Ge(1)]
     """Tokens the SAE is trained on."""
-    gradient_clip_norm: float
+    gradient_clip_norm: Annotated[float, Gt(0)]
     """Largest norm of the whole gradient, per step; longer ones are scaled down."""
-    dead_window_tokens: int
+    dead_window_tokens: Annotated[int, Ge(1), AtMost(".tokens")]
     """A latent that has not fired for this many tokens counts as dead."""
-    log_every_tokens: int
+    log_every_tokens: Annotated[int, Ge(1)]
     """Tokens between two rows of `metrics.jsonl`."""
     precision: Literal["auto", "float32", "bfloat16"]
     """Of large products in training; `auto` is bfloat16 on CUDA devices that have it."""
@@ -45,9 +52,9 @@ class TrainingOptions:
 class EvaluationOptions:
     """How a finished SAE is measured, on held-out tokens."""
 
-    tokens: int
+    tokens: Annotated[int, Ge(1), AtMost("target_model.held_out_tokens", "data.held_out_tokens")]
     """Held-out tokens for L0, FVU and densities."""
-    ce_tokens: int
+    ce_tokens: Annotated[int, Ge(0), AtMost(".tokens")]
     """Held-out tokens for the cross-entropy with the SAE spliced into the model."""
 
 
@@ -57,17 +64,17 @@ class RunConfig:
 
     name: Annotated[str | None, Idle()]
     """The sweep's name and folder; null derives one from the config."""
-    seed: int
+    seed: Annotated[int, Ge(0), Lt(2**63)]
     """Rules a run's initialisation and rounding."""
-    k: Annotated[float, Idle()]
+    k: Annotated[float, Idle(), Gt(0), AtMost("d_sae")]
     """Mean number of active latents per token; it acts only through the options it sets."""
-    d_sae: int
+    d_sae: Annotated[int, Ge(1), Le(2**26)]
     """Number of latents."""
-    threads: Annotated[int, Idle()]
+    threads: Annotated[int, Idle(), Ge(1), Le(1024)]
     """CPU threads of one run; the runs of a pack train side by side on the cores there are."""
     engine: Annotated[Literal["auto", "sparse", "dense"], Idle()]
     """How products with activations are computed; `auto` goes by density, width and device."""
-    checkpoint_minutes: Annotated[float, Idle()]
+    checkpoint_minutes: Annotated[float, Idle(), Ge(0)]
     """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
     force: Annotated[bool, Idle()]
     """Train all runs anew; what lies in their folders is moved to `aside/`, not deleted."""

@@ -1,15 +1,13 @@
 """Rules between options, on the checked dict, before anything starts; no torch.
 
-A rule yields complaints, one line each: dotted path, value, what is allowed. It finds its options
-by name in whatever node holds them, never by a method's name, so a variant from outside obeys too.
+A rule yields complaints, one line each: dotted path, value, what is allowed. Bounds stand beside
+the options themselves (see `marks`); here is what concerns several options or files.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from functools import cache
-from itertools import islice
 from typing import Any
 
 from sae_sweeps.config.data_rules import (
@@ -19,7 +17,8 @@ from sae_sweeps.config.data_rules import (
     tokens_suffice,
 )
 from sae_sweeps.config.groups import GROUPS, METHOD
-from sae_sweeps.config.options import SECTIONS
+from sae_sweeps.config.options import ROOT, SECTIONS
+from sae_sweeps.config.signature import TARGET, Option, signature
 from sae_sweeps.config.target_rules import activation_files_exist, models_and_hooks_exist
 from sae_sweeps.errors import ConfigError
 
@@ -29,64 +28,6 @@ Rule = Callable[[Config], Iterator[str]]
 
 NODES = (*SECTIONS, *(group.name for group in GROUPS if group.trains))
 
-LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    (
-        "expected 1 to 2^26",
-        lambda v: 1 <= v <= 2**26,
-        "d_sae d_in features tokens_per_row chunk_tokens calibration_tokens",
-    ),
-    ("expected 2 to 2^26", lambda v: 2 <= v <= 2**26, "batch_tokens"),  # one has no variance
-    ("expected 0 to 10", lambda v: 0 <= v <= 10, "*sigma"),
-    ("expected 1 to 1024", lambda v: 1 <= v <= 1024, "threads"),
-    ("expected 0 to 2^63 - 1", lambda v: 0 <= v < 2**63, "seed"),
-    ("expected at least 0 and less than 1", lambda v: 0 <= v < 1, "beta1 beta2 correlation"),
-    ("expected more than 0 and at most 1", lambda v: 0 < v <= 1, "p"),
-    ("expected more than 0 and less than 1", lambda v: 0 < v < 1, "held_out_share"),
-    (
-        "expected more than 0",
-        lambda v: v > 0,
-        "k lr gradient_clip_norm encoder_scale target_l0 bandwidth initial_threshold tau *_factor "
-        "encoder_share l0",
-    ),
-    (
-        "expected at least 0",
-        lambda v: v >= 0,
-        "*warmup_tokens p_start_tokens decay_tokens rewarm_tokens mutual_tokens ce_tokens exponent "
-        "shift *coef offset noise checkpoint_minutes",
-    ),
-    ("expected at least 3", lambda v: v >= 3, "context_tokens"),  # BOS, one, and its next
-    (
-        "expected at least 1",
-        lambda v: v >= 1,
-        "tokens times p_steps k_aux rows_per_forward group_size *_tokens",
-    ),
-)
-"""What a number may be, by the option's name in any node; the first line that fits holds."""
-
-AT_MOST = (
-    ("k", "d_sae"),
-    ("*.k", "d_sae"),
-    ("*.target_l0", "d_sae"),
-    ("*.k_aux", "d_sae"),
-    ("stream.batch_tokens", "stream.chunk_tokens"),
-    ("stream.batch_tokens", "training.tokens"),
-    ("stream.batch_tokens", "evaluation.tokens"),
-    ("stream.batch_tokens", "fine_tune.tokens"),
-    ("training.dead_window_tokens", "training.tokens"),
-    ("*.mutual_tokens", "training.tokens"),
-    ("*.coef_warmup_tokens", "training.tokens"),
-    ("architecture.p_start_tokens", "architecture.p_end_tokens"),
-    ("*.p_end_tokens", "training.tokens"),
-    ("evaluation.ce_tokens", "evaluation.tokens"),
-    ("target_model.l0", "target_model.features"),
-    ("evaluation.tokens", "target_model.held_out_tokens"),
-    ("evaluation.tokens", "data.held_out_tokens"),
-    ("resampling.window_tokens", "resampling.every_tokens"),
-    ("resampling.sample_tokens", "resampling.every_tokens"),
-    ("resampling.rewarm_tokens", "resampling.every_tokens"),
-)
-"""Pairs of options whose first may not exceed the second."""
-
 
 def obey(config: Config) -> None:
     """Raise ConfigError with the first complaint of any rule."""
@@ -95,14 +36,17 @@ def obey(config: Config) -> None:
             raise ConfigError(complaint)
 
 
-def options(config: Config) -> Iterator[tuple[str, Any]]:
-    """Walk through the options that we know, as dotted path and value.
+def options(config: Config) -> Iterator[tuple[str, Any, Option]]:
+    """Walk through the options of our sections and groups, as dotted path, value and annotation.
 
     Options of groups come last: their defaults may be shares of the others, which are to blame.
     """
-    yield from ((key, value) for key, value in config.items() if not isinstance(value, dict))
-    for node in NODES:
-        yield from ((f"{node}.{name}", value) for name, value in config[node].items())
+    root = signature(ROOT)
+    yield from ((key, config[key], option) for key, option in root.items() if key not in SECTIONS)
+    for name in NODES:
+        node = config[name]
+        known = signature(SECTIONS.get(name) or node[TARGET])
+        yield from ((f"{name}.{key}", node[key], option) for key, option in known.items())
 
 
 def _number(value: object) -> bool:
@@ -126,25 +70,23 @@ def devices_are_known(config: Config) -> Iterator[str]:
 
 
 def numbers_are_in_range(config: Config) -> Iterator[str]:
-    for path, value in options(config):
-        name = path.rpartition(".")[2]
-        fitting = (lim for lim in LIMITS if any(fnmatchcase(name, n) for n in lim[2].split()))
-        for text, allowed, _ in islice(fitting, 1):
-            if _number(value) and not allowed(value):
-                yield f"{path} is {value:.12g}, {text}."
+    """The bounds beside the options hold."""
+    for path, value, option in options(config):
+        if _number(value) and not option.allows(value):
+            yield f"{path} is {value:.12g}, expected {option.limits()}."
         if type(value) is int and abs(value) >= 2**63:
             yield f"{path} is {value:.12g}, expected less than 2^63."
 
 
 def lengths_fit(config: Config) -> Iterator[str]:
-    found = dict(options(config))
-    for small, large in AT_MOST:
-        end = small.removeprefix("*")
-        for path, value in found.items():
-            matches = path == small or (small.startswith("*") and path.endswith(end))
-            both = _number(value) and _number(found.get(large))
-            if matches and both and value > found[large]:
-                yield f"{path} is {value:.12g}, expected at most {large}, which is {found[large]}."
+    """No option exceeds those that it names, where the config has them."""
+    found = {path: value for path, value, _ in options(config)}
+    for path, value, option in options(config):
+        for other in option.others:
+            large = f"{path.rpartition('.')[0]}{other}" if other.startswith(".") else other
+            limit = found.get(large)
+            if _number(value) and _number(limit) and value > limit:
+                yield f"{path} is {value:.12g}, expected at most {large}, which is {limit}."
 
 
 def warmup_and_decay_fit(config: Config) -> Iterator[str]:
@@ -158,7 +100,7 @@ def warmup_and_decay_fit(config: Config) -> Iterator[str]:
 
 
 def fractions_make_a_whole(config: Config) -> Iterator[str]:
-    for path, value in options(config):
+    for path, value, _ in options(config):
         if path.endswith(".fractions") and isinstance(value, list):
             if any(share <= 0 for share in value) or abs(sum(value) - 1) > 1e-6:
                 yield f"{path} is {value}, expected positive numbers that sum to 1."

@@ -14,13 +14,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from annotated_types import Ge, Gt, Le, Lt
+
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
-from sae_sweeps.marks import Birth, Idle
+from sae_sweeps.marks import AtMost, Birth, Idle
 
 TARGET, NUMERICS = "_target_", "_numerics_"
 """A node's class, and the number of its algorithm where that is not 1."""
 NO_OPTIONS = (TARGET, NUMERICS)
-MARKS: dict[str, type] = {mark.__name__: mark for mark in (Birth, Idle)}
+BOUNDS: dict[type, str] = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
+"""The bounds of annotated-types, and where each has its number."""
+MARKS: dict[str, type] = {mark.__name__: mark for mark in (*BOUNDS, AtMost, Birth, Idle)}
 SCALARS: dict[str, type] = {
     "int": int,
     "float": float,
@@ -61,6 +65,31 @@ class Option:
     def birth(self) -> Birth | None:
         """The value that stands for its absence; None for options of the first version."""
         return next((mark for mark in self.marks if isinstance(mark, Birth)), None)
+
+    @property
+    def bounds(self) -> dict[type, int | float]:
+        """Limits of a number, by their kind."""
+        found = [mark for mark in self.marks if type(mark) in BOUNDS]
+        return {type(mark): getattr(mark, BOUNDS[type(mark)]) for mark in found}
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Options that it may not exceed, by dotted path; `.name` is of the same node."""
+        return next((mark.others for mark in self.marks if isinstance(mark, AtMost)), ())
+
+    def allows(self, number: int | float) -> bool:
+        """Say whether a number is within the bounds."""
+        bounds = self.bounds
+        above = number > bounds.get(Gt, -math.inf) and number >= bounds.get(Ge, -math.inf)
+        return above and number < bounds.get(Lt, math.inf) and number <= bounds.get(Le, math.inf)
+
+    def limits(self) -> str:
+        """Word the bounds: `1 to 2^26`, `at least 0 and less than 1`."""
+        bounds = {kind: _power(value) for kind, value in self.bounds.items()}
+        if Ge in bounds and Le in bounds:
+            return f"{bounds[Ge]} to {bounds[Le]}"
+        words = {Gt: "more than", Ge: "at least", Lt: "less than", Le: "at most"}
+        return " and ".join(f"{words[kind]} {bounds[kind]}" for kind in words if kind in bounds)
 
     @property
     def idle(self) -> bool:
@@ -121,10 +150,25 @@ def _parsed(hint: ast.expr) -> Option:
             return Option(hint)
 
 
+def _constant(node: ast.expr) -> Any:
+    """Evaluate a constant, or a power of two constants."""
+    match node:
+        case ast.BinOp(left=base, op=ast.Pow(), right=exponent):
+            return _constant(base) ** _constant(exponent)
+        case _:
+            return ast.literal_eval(node)
+
+
+def _power(value: int | float) -> str:
+    """Write a large power of two as one."""
+    exponent = math.log2(value) if value >= 2**20 else 0.5
+    return f"2^{exponent:g}" if exponent.is_integer() else f"{value:g}"
+
+
 def _marks(mark: ast.expr) -> list[Any]:
     match mark:
         case ast.Call(func=ast.Name(id=name), args=args) if name in MARKS:
-            return [MARKS[name](*map(ast.literal_eval, args))]
+            return [MARKS[name](*map(_constant, args))]
         case _:
             return []
 

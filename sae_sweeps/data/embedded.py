@@ -1,8 +1,9 @@
 """The text that ships with the package: CPython's own source and documentation."""
 
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
+from annotated_types import Ge
 
 from sae_sweeps.data.token_rows import dtype_of, first_token
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
@@ -21,7 +22,7 @@ class Embedded(Data):
         ConfigError: the tokenizer has neither a BOS nor an EOS token.
     """
 
-    def __init__(self, *, context_tokens: int) -> None:
+    def __init__(self, *, context_tokens: Annotated[int, Ge(3)]) -> None:
         self.context_tokens = context_tokens
 
     def rows(self, split: Split, tokenizer: Any) -> Rows:

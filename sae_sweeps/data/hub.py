@@ -2,6 +2,8 @@
 
 from typing import Annotated, Any, Literal, final
 
+from annotated_types import Ge, Gt, Lt
+
 from sae_sweeps.data import documents
 from sae_sweeps.data.token_rows import Packing, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
@@ -28,11 +30,11 @@ class Hub(Data):
         column: str,
         revision: str | None,
         streaming: Annotated[bool, Idle()],
-        context_tokens: int,
+        context_tokens: Annotated[int, Ge(3)],
         separator: Literal["bos", "eos", "none"],
-        held_out_share: float,
-        train_tokens: int | None,
-        held_out_tokens: int | None,
+        held_out_share: Annotated[float, Gt(0), Lt(1)],
+        train_tokens: Annotated[int | None, Ge(1)],
+        held_out_tokens: Annotated[int | None, Ge(1)],
     ) -> None:
         self.node: dict[str, Any] = {
             **{"dataset": dataset, "config": config, "split": split, "column": column},

@@ -1,6 +1,8 @@
 """The user's own text: files and folders of plain text, JSON, Parquet or CSV."""
 
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
+
+from annotated_types import Ge, Gt, Lt
 
 from sae_sweeps.data import documents
 from sae_sweeps.data.token_rows import Packing, packed_rows
@@ -24,11 +26,11 @@ class Text(Data):
         path: str,
         column: str,
         sample_by: Literal["document", "paragraph", "line"],
-        context_tokens: int,
+        context_tokens: Annotated[int, Ge(3)],
         separator: Literal["bos", "eos", "none"],
-        held_out_share: float,
-        train_tokens: int | None,
-        held_out_tokens: int | None,
+        held_out_share: Annotated[float, Gt(0), Lt(1)],
+        train_tokens: Annotated[int | None, Ge(1)],
+        held_out_tokens: Annotated[int | None, Ge(1)],
     ) -> None:
         self.path, self.column, self.sample_by = path, column, sample_by
         self.packing = Packing(

@@ -1,7 +1,8 @@
 """kl: a short fine-tune on what the model predicts with the SAE in it (arXiv 2503.17272)."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
+from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -18,7 +19,9 @@ class KL(FineTune):
 
     whole_contexts: ClassVar[bool] = True
 
-    def __init__(self, d_in: int, d_sae: int, *, tokens: int, lr: float) -> None:
+    def __init__(
+        self, d_in: int, d_sae: int, *, tokens: Annotated[int, Ge(1)], lr: Annotated[float, Gt(0)]
+    ) -> None:
         super().__init__()
         self.tokens, self.lr = tokens, lr
 

@@ -1,9 +1,10 @@
 """scale: one factor per latent, which mends feature suppression (Wright & Sharkey 2024)."""
 
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
+from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -23,7 +24,9 @@ class Scale(FineTune):
 
     whole_contexts: ClassVar[bool] = False
 
-    def __init__(self, d_in: int, d_sae: int, *, tokens: int, lr: float) -> None:
+    def __init__(
+        self, d_in: int, d_sae: int, *, tokens: Annotated[int, Ge(1)], lr: Annotated[float, Gt(0)]
+    ) -> None:
         super().__init__()
         self.tokens, self.lr = tokens, lr
         self.factors = nn.Parameter(torch.ones(d_sae))

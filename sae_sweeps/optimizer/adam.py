@@ -1,8 +1,9 @@
 """Adam over parameters as they lie in memory."""
 
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -23,9 +24,9 @@ class Adam(Optimizer):
         parameters: list[nn.Parameter],
         factors: list[float],
         *,
-        lr: float,
-        beta1: float,
-        beta2: float,
+        lr: Annotated[float, Gt(0)],
+        beta1: Annotated[float, Ge(0), Lt(1)],
+        beta2: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
         self.trained, self.lr = parameters, lr
         groups = [

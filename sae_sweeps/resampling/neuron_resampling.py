@@ -4,14 +4,16 @@ From Towards Monosemanticity (Bricken et al., 2023); the re-warm-up is arXiv 240
 """
 
 import math
-from typing import final
+from typing import Annotated, final
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Lt
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_sweeps.interfaces import Architecture, Progress, Resampling, Step
+from sae_sweeps.marks import AtMost
 
 LOWEST_LR = 0.1
 """Share of the learning rate at which the re-warm-up begins."""
@@ -42,13 +44,13 @@ class NeuronResampling(Resampling):
         d_in: int,
         d_sae: int,
         *,
-        every_tokens: int,
-        times: int,
-        window_tokens: int,
-        sample_tokens: int,
-        encoder_share: float,
-        rewarm_tokens: int,
-        seed: int,
+        every_tokens: Annotated[int, Ge(1)],
+        times: Annotated[int, Ge(1)],
+        window_tokens: Annotated[int, Ge(1), AtMost(".every_tokens")],
+        sample_tokens: Annotated[int, Ge(1), AtMost(".every_tokens")],
+        encoder_share: Annotated[float, Gt(0)],
+        rewarm_tokens: Annotated[int, Ge(0), AtMost(".every_tokens")],
+        seed: Annotated[int, Ge(0), Lt(2**63)],
     ) -> None:
         super().__init__()
         self.every_tokens, self.times = every_tokens, times

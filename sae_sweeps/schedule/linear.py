@@ -1,6 +1,8 @@
 """linear: the learning rate rises linearly, stays, and falls linearly to 0."""
 
-from typing import final
+from typing import Annotated, final
+
+from annotated_types import Ge
 
 from sae_sweeps.interfaces import Schedule
 
@@ -13,7 +15,13 @@ class Linear(Schedule):
     step has a learning rate of 0.
     """
 
-    def __init__(self, tokens: int, *, warmup_tokens: int, decay_tokens: int) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        *,
+        warmup_tokens: Annotated[int, Ge(0)],
+        decay_tokens: Annotated[int, Ge(0)],
+    ) -> None:
         self.tokens, self.warmup_tokens, self.decay_tokens = tokens, warmup_tokens, decay_tokens
 
     def factor(self, tokens: int, batch: int) -> float:

@@ -1,9 +1,10 @@
 """Activations made up from a known dictionary of sparse features: no model, files or network."""
 
-from typing import final
+from typing import Annotated, final
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float, Int, UInt32
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from sae_sweeps.engine.acts import SparseActs, decode
 from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.engine.zipf import zipf_budgets
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
+from sae_sweeps.marks import AtMost
 from sae_sweeps.system import interrupt
 
 DICTIONARY, OFFSET, ROWS = range(3)
@@ -45,20 +47,20 @@ class Synthetic(TargetModel):
         data: Data,
         device: torch.device,
         *,
-        d_in: int,
-        features: int,
-        l0: float,
-        exponent: float,
-        shift: float,
-        magnitude_sigma: float,
-        correlation: float,
-        group_size: int,
-        offset: float,
-        noise: float,
-        seed: int,
-        tokens_per_row: int,
-        train_tokens: int,
-        held_out_tokens: int,
+        d_in: Annotated[int, Ge(1), Le(2**26)],
+        features: Annotated[int, Ge(1), Le(2**26)],
+        l0: Annotated[float, Gt(0), AtMost(".features")],
+        exponent: Annotated[float, Ge(0)],
+        shift: Annotated[float, Ge(0)],
+        magnitude_sigma: Annotated[float, Ge(0), Le(10)],
+        correlation: Annotated[float, Ge(0), Lt(1)],
+        group_size: Annotated[int, Ge(1)],
+        offset: Annotated[float, Ge(0)],
+        noise: Annotated[float, Ge(0)],
+        seed: Annotated[int, Ge(0), Lt(2**63)],
+        tokens_per_row: Annotated[int, Ge(1), Le(2**26)],
+        train_tokens: Annotated[int, Ge(1)],
+        held_out_tokens: Annotated[int, Ge(1)],
     ) -> None:
         self.device, self.d_in, self.true_l0, self.seed = device, d_in, l0, seed
         self.tokens_per_row = tokens_per_row

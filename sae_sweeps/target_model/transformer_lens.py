@@ -3,9 +3,10 @@
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class TransformerLens(TargetModel):
         revision: str | None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"],
         compatibility_mode: bool,
-        rows_per_forward: int,
+        rows_per_forward: Annotated[int, Ge(1)],
     ) -> None:
         self.device, self.rows_at_once = device, rows_per_forward
         self.rows_per_forward = rows_per_forward
