@@ -14,7 +14,16 @@ raise RuntimeError("imported")
 
 
 class Mine:
-    def __init__(self, d_sae: int, *, k: float, exponent: float, shift: float, kind: str) -> None:
+    def __init__(
+        self,
+        d_sae: int,
+        *,
+        k: Annotated[float, Gt(0), AtMost("d_sae")],
+        exponent: Annotated[float, Ge(0)],
+        shift: float,
+        kind: str,
+        p: float,
+    ) -> None:
         ...
 '''
 
@@ -25,7 +34,8 @@ def mine(tmp_path: Path) -> Path:
     write(tmp_path / "my_allocator_module.py", ALLOCATOR)
     write(
         tmp_path / "mine/allocator/mine.yaml",
-        "_target_: my_allocator_module.Mine\nk: ${k}\nexponent: 0.5\nshift: 10\nkind: plain\n",
+        "_target_: my_allocator_module.Mine\nk: ${k}\nexponent: 0.5\nshift: 10\nkind: plain\n"
+        "p: 2\n",
     )
     return tmp_path / "mine"
 
@@ -40,6 +50,7 @@ def test_an_allocator_from_outside(run: Callable[..., int], trainer: Trainer, mi
         "exponent": 0.5,
         "shift": 10.0,
         "kind": "plain",
+        "p": 2.0,  # whatever bounds another class has for its own p
     }
     assert theirs.label == "token_choice + aux_k"
 
