@@ -213,16 +213,12 @@ def test_no_option_of_the_first_version_is_gone() -> None:
 
 ADDED: dict[str, list[tuple[str, str]]] = {
     "sae_sweeps/allocator/token_choice.py": [
-        ("*, k: int", "*, k: int, jitter: Annotated[float, Birth(0.0)]"),
-        ("import ClassVar, final", "import Annotated, ClassVar, final"),
-        (
-            "\nfrom sae_sweeps.interfaces",
-            "\nfrom sae_sweeps.marks import Birth\nfrom sae_sweeps.interfaces",
-        ),
+        ("*, k: ", "*, jitter: Annotated[float, Birth(0.0)], k: "),
+        ("marks import AtMost", "marks import AtMost, Birth"),
     ],
     "conf/allocator/token_choice.yaml": [("k: ${k}", "k: ${k}\njitter: 0.0")],
     "sae_sweeps/config/options.py": [
-        ("    ce_tokens: int\n", "    ce_tokens: int\n    probe: Annotated[int, Birth(0)]\n"),
+        ("    ce_tokens: ", "    probe: Annotated[int, Birth(0)]\n    ce_tokens: "),
         (
             "    precision: Literal",
             "    late: Annotated[int, Birth('${share:0.5}')]\n    precision: Literal",
