@@ -381,13 +381,13 @@ def test_the_cache_lies_where_users_say(monkeypatch: pytest.MonkeyPatch) -> None
 PACK = """
 import logging, sys, time
 from transformers import AutoTokenizer
-from sae_sweeps.data import packing
+from sae_sweeps.data import token_rows
 from sae_sweeps.data.text import Text
 from sae_sweeps.embedded import MODEL
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-packing.BATCH_CHARACTERS, packing.COMMIT_S = int(sys.argv[2]), 0
-add = packing._Build._add
-packing._Build._add = lambda *given: (add(*given), time.sleep(float(sys.argv[3])))
+token_rows.BATCH_CHARACTERS, token_rows.COMMIT_S = int(sys.argv[2]), 0
+add = token_rows._Build._add
+token_rows._Build._add = lambda *given: (add(*given), time.sleep(float(sys.argv[3])))
 data = Text(
     path=sys.argv[1], column="text", sample_by="document", context_tokens=32, separator="bos",
     held_out_share=0.3, train_tokens=None, held_out_tokens=None,

@@ -81,7 +81,7 @@ def test_optuna_gets_the_figure_that_it_minimises(tmp_path: Path) -> None:
     found: Any = OmegaConf.load(folder / "optimization_results.yaml")
     best = min(results(folder), key=lambda result: result["metrics"]["fvu"])
     assert found.best_value == best["metrics"]["fvu"]
-    assert found.best_params["optimizer.lr"] == best["config"]["training"]["lr"]
+    assert found.best_params["optimizer.lr"] == best["config"]["optimizer"]["lr"]
     assert len(results(folder)) == 4
 
 

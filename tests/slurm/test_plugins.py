@@ -81,7 +81,7 @@ def test_optuna_gets_figures_of_runs_on_the_cluster(
     folder = tmp_path / "outputs" / "it"
     results = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
     told = {(r["metrics"]["l0"], r["metrics"]["fvu"]) for r in results}
-    rates = {r["config"]["training"]["lr"] for r in results}
+    rates = {r["config"]["optimizer"]["lr"] for r in results}
     found: Any = OmegaConf.load(folder / "optimization_results.yaml")
     assert len(results) == 3 and jobs(folder)
     assert found.solutions
