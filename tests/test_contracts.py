@@ -8,11 +8,12 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
-from small import CONF, small_run
 
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
+from tests.support.places import CONF
+from tests.support.small import small_run
 
 D_IN, BATCH = 8, 512
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "sae_sweeps"
+from tests.support.places import ROOT
+
+PACKAGE = ROOT / "sae_sweeps"
 
 ROWS = [
     {"errors", "marks", "engine", "embedded"},

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from wandb_offline import read_all
 
 from sae_sweeps.tracking.interface import scalars
+from tests.support.wandb_offline import read_all
 
 TOKENS = "training.tokens=655360"
 """As the main job's."""

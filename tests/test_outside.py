@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outside")]
 
 NOISY = '''

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from wandb_backend import Backend
 
 from sae_sweeps.cli.commands import VERBS as VERBS_THERE_ARE
 from sae_sweeps.embedded import MODEL
+from tests.support.places import ROOT
+from tests.support.wandb_backend import Backend
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TINY = [
     "+tiny=yes",
@@ -50,7 +50,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "my_conf" / "allocator" / "first.yaml").write_text(blocks("yaml")[0])
     (tmp_path / "first.py").write_text(blocks("python")[0])
     (tmp_path / "my_text").mkdir()
-    for source in sorted((ROOT / "tests").glob("*.py")):
+    for source in sorted((ROOT / "tests").rglob("*.py")):
         (tmp_path / "my_text" / f"{source.stem}.txt").write_text(source.read_text())
     shutil.copytree(MODEL, tmp_path / "my_model")
     rng = np.random.default_rng(0)

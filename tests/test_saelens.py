@@ -21,8 +21,8 @@ from sae_sweeps.interfaces import Architecture, Step
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training.member import new_sae
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 SAELENS = os.environ.get("SAELENS_PYTHON")
 NEEDED = (
     "SAELENS_PYTHON names no interpreter: in a virtual environment of its own, "

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+
 MAX_BYTES = 8_000_000
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 

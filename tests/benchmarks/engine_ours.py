@@ -18,7 +18,7 @@ from sae_sweeps.tracking.off import Off
 from sae_sweeps.tracking.wandb.tracker import Wandb
 from sae_sweeps.training.pack import train_pack
 from tests.benchmarks.engine_worker import Gate, repeated, saved
-from tests.small import Quiet, small_run
+from tests.support.small import Quiet, small_run
 
 LOG_EVERY = 6553
 """Tokens between two rows of `metrics.jsonl`, as of a run of default length: every 3.2 steps."""

@@ -29,7 +29,7 @@ from sae_sweeps.training.member import Member
 from sae_sweeps.training.trainer import Trainer, squared_error, update
 from tests.benchmarks.engine_ours import runs_of, tracking_of
 from tests.benchmarks.engine_worker import saved
-from tests.small import Quiet
+from tests.support.small import Quiet
 
 ROUNDS = 7
 WARM_STEPS = 4

@@ -13,7 +13,8 @@ from threading import Timer
 from types import TracebackType
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.support.places import ROOT
+
 PEERS = Path(__file__).parent / "engine_peers.py"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -20,7 +20,7 @@ from sae_sweeps.training.trainer import Trainer
 from tests.benchmarks.engine_ours import METHODS, reference
 from tests.benchmarks.engine_profile import Clock, answer, member_of
 from tests.benchmarks.engine_worker import repeated, saved
-from tests.small import small_run, train
+from tests.support.small import small_run, train
 
 ENGINES = ("dense", "sparse")
 SEEDS = (0, 1, 2)

@@ -27,7 +27,7 @@ from sae_sweeps.interfaces import Split
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.target_model.loading import Loader
 from sae_sweeps.target_model.transformer_lens import TransformerLens
-from tests.small import small_run, train
+from tests.support.small import small_run, train
 
 RESULTS = Path(__file__).parent / "results"
 LAYER = 6

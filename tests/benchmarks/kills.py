@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.slurm.sweeps import left_behind
-from tests.wandb_backend import Backend, ServedRun
+from tests.support.wandb_backend import Backend, ServedRun
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = (

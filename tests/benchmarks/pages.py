@@ -14,10 +14,7 @@ from rich.console import Console
 
 from sae_sweeps.pareto.report import report
 from tests.benchmarks.main_job import RESULTS
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_page import CHROMIUM, dress
-from test_pareto import write_sweep
+from tests.support.reported import CHROMIUM, dress, write_sweep
 
 WIDTHS = {"wide": 1500, "narrow": 420}
 OPTIONS = [{"d_sae": width, "optimizer.lr": lr} for width in (1024, 4096) for lr in (1e-3, 3e-3)]

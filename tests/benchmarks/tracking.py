@@ -87,7 +87,7 @@ def job(place: Path, mode: str, count: int) -> dict[str, Any]:
     from sae_sweeps.config.signature import build
     from sae_sweeps.tracking.wandb import service, session
     from sae_sweeps.training.pack import train_pack
-    from tests.small import Quiet
+    from tests.support.small import Quiet
 
     for name in LOADED:
         importlib.import_module(name)
@@ -130,7 +130,7 @@ def log_only(runs: list[Run], tracking: Tracking) -> None:
 
 def a_run(place: Path, index: int, count: int, mode: str) -> Run:
     """A run of the main job: its methods and its `k`s in turn."""
-    from tests.small import small_run
+    from tests.support.small import small_run
 
     words = [f"method={METHODS[index % 6]}", f"k={(4, 8, 16, 32)[index // 6 % 4]}", "d_sae=1024"]
     words += ["stream.batch_tokens=1024", "stream.chunk_tokens=32768", *OPTIONS]
@@ -166,7 +166,7 @@ def served(place: Path) -> Generator[subprocess.Popen[str]]:
 def serve(place: Path) -> None:
     """Be the server."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from wandb_backend import Backend
+    from tests.support.wandb_backend import Backend
 
     with Backend() as backend:
         (place / "new").write_text(backend.url)

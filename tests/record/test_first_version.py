@@ -25,8 +25,8 @@ from sae_sweeps.config.signature import signature
 from sae_sweeps.launching import packs
 from sae_sweeps.record import manifest
 from sae_sweeps.record.run import RESULT_VERSION, identity
-from tests.launches import Launches, launches
-from tests.wandb_backend import Backend
+from tests.support.launches import Launches, launches
+from tests.support.wandb_backend import Backend
 
 HERE = Path(__file__).parent / "first_version"
 REPOSITORY = HERE.parents[2]

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.places import ROOT
+
 from .conftest import Slurm
 from .sweeps import sae_sweeps, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 TINY = (
     *("tracking=off", "d_sae=64", "method=topk,relu", "k=4,8", "training.tokens=4096"),
     *("stream.batch_tokens=1024", "stream.chunk_tokens=2048", "stream.calibration_tokens=1024"),

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb_backend import Backend
+
+from tests.support.wandb_backend import Backend
 
 from .conftest import Slurm, until
 from .sweeps import (

@@ -1,0 +1,65 @@
+"""A sweep's runs divided into packs."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_sweeps.launching.packs import divided
+from sae_sweeps.record.run import Run, pass_identity, stream_identity
+from tests.support.small import small_run
+
+BASE = small_run(Path("unused"))
+
+
+def run(name: str, hook: str, d_sae: int, model: str = "embedded") -> Run:
+    """A run that differs from another in its hook and how dear it is."""
+    node = BASE.config["target_model"] | {"hook": hook, "model": model}
+    return replace(BASE, name=name, config=BASE.config | {"target_model": node, "d_sae": d_sae})
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from([8, 16, 1024])),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 9),
+)
+def test_every_run_is_in_one_of_as_few_packs_as_hold_them(
+    given: list[tuple[str, int]], at_most: int
+) -> None:
+    runs = [run(str(index), hook, d_sae) for index, (hook, d_sae) in enumerate(given)]
+    packs = divided([runs], at_most)
+    assert Counter(one.name for pack in packs for one in pack) == Counter(r.name for r in runs)
+    assert len(packs) == -(-len(runs) // at_most)
+    assert all(1 <= len(pack) <= at_most for pack in packs)
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40), st.integers(1, 9))
+def test_a_pack_has_as_few_hooks_as_can_be(hooks: list[str], at_most: int) -> None:
+    """Hooks are laid end to end, so that each cut between packs parts one hook at most."""
+    packs = divided([[run(str(i), hook, 8) for i, hook in enumerate(hooks)]], at_most)
+    shared = sum(len({one.config["target_model"]["hook"] for one in pack}) for pack in packs)
+    assert shared <= len(set(hooks)) + len(packs) - 1
+    if len(set(hooks)) > 1:
+        assert max(map(len, packs)) - min(map(len, packs)) <= 1
+
+
+def test_a_dear_run_has_a_pack_for_itself() -> None:
+    runs = [run("dear", "a", 64), *(run(str(i), "a", 8) for i in range(8))]
+    assert sorted(len(pack) for pack in divided([runs], 8)) == [1, 8]
+
+
+def test_passes_are_never_mixed() -> None:
+    runs = [[run(f"{model}{i}", "a", 8, model) for i in range(3)] for model in ("x", "y")]
+    assert [len(pack) for pack in divided(runs, 8)] == [3, 3]
+
+
+def test_runs_at_several_hooks_share_a_pass_and_no_stream() -> None:
+    one, other = run("1", "a", 8), run("2", "b", 16)
+    assert pass_identity(one.config) == pass_identity(other.config)
+    assert stream_identity(one.config) != stream_identity(other.config)
+    assert pass_identity(one.config) != pass_identity(run("3", "a", 8, "other").config)
