@@ -165,7 +165,6 @@ def served(place: Path) -> Generator[subprocess.Popen[str]]:
 
 def serve(place: Path) -> None:
     """Be the server."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.support.wandb_backend import Backend
 
     with Backend() as backend:
