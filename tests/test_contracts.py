@@ -9,6 +9,7 @@ import torch
 from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.interfaces import Architecture
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
@@ -33,7 +34,7 @@ def test_variants_were_found() -> None:
     assert len(AUX_LOSSES) >= 3
 
 
-def trained(config: dict, steps: int) -> Trainer:  # pyright: ignore
+def trained(config: RunConfig, steps: int) -> Trainer:
     """A run's SAE after some steps on noise."""
     generator = torch.Generator().manual_seed(0)
     sae = new_sae(config, D_IN)

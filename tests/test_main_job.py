@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from sae_sweeps.tracking.interface import scalars
+from sae_sweeps.record.result import Result
 from tests.support.wandb_offline import read_all
 
 TOKENS = "training.tokens=655360"
@@ -145,7 +145,7 @@ def test_wandb_mirrors_every_row_and_figure(job: Path, results: list[dict[str, A
             {"tokens_seen": row["tokens"]} | {k: v for k, v in row.items() if k != "tokens"}
             for row in rows
         ]
-        for key, value in scalars(result).items():
+        for key, value in Result.of(result).scalars.items():
             assert run.summary[f"final/{key}"] == value
 
 

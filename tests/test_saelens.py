@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.interfaces import Architecture, Step
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
@@ -131,7 +132,7 @@ def results(home: Path) -> list[tuple[Path, dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def x(stream: Stream) -> Tensor:
     """The held-out activations that the runs were measured on, in the model's own units."""
-    return stream.held_out(8192) / stream.scale
+    return stream.held_out / stream.scale
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def trained(folder: Path, x: Tensor) -> dict[str, Trained]:
 @torch.no_grad()
 def ours(run: Trained, x: Tensor) -> tuple[Architecture, Step]:
     """Our own SAE, in evaluation mode, from the run's checkpoint."""
-    sae = new_sae(run.result["config"], x.shape[1]).eval()
+    sae = new_sae(RunConfig.of(run.result["config"]), x.shape[1]).eval()
     sae.load_state_dict(load_file(run.folder / "checkpoint" / "weights.safetensors"))
     return sae, sae(x, torch.zeros(sae.W_dec.shape[0], dtype=torch.bool))
 

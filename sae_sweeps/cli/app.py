@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from sae_sweeps.config.check import checked
 from sae_sweeps.config.groups import GLOBAL, NAMES
 from sae_sweeps.config.history import MOVED, moved
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.rules import obey
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.alone import train_alone
@@ -44,7 +45,7 @@ def app(cfg: DictConfig) -> None:
     choices = choices_of(OmegaConf.structured(HydraConfig.get()))
     config = checked(cfg, choices)
     obey(config)
-    train_alone(config, choices)
+    train_alone(RunConfig.of(config), choices)
 
 
 def run(arguments: list[str]) -> int:

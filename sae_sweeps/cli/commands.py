@@ -26,8 +26,10 @@ REFRESH_S = 5.0
 
 def report(args: argparse.Namespace) -> int:
     """Draw the report of each folder again, from the runs' result.json."""
+    from sae_sweeps.record.folder import SweepFolder
+
     for folder in args.folder:
-        if not (folder / "runs").is_dir():
+        if not SweepFolder(folder).home.is_dir():
             raise ConfigError(f"{folder} is not a sweep's folder: it has no runs/.")
     from sae_sweeps.pareto.report import report, report_side_by_side
 
@@ -36,7 +38,7 @@ def report(args: argparse.Namespace) -> int:
     if args.page or len(args.folder) > 1:
         folders = [folder.resolve() for folder in args.folder]
         shared = Path(os.path.commonpath([folder.parent for folder in folders]))
-        report_side_by_side(folders, args.page or shared / "report.html")
+        report_side_by_side(folders, args.page or SweepFolder(shared).page)
     return 0
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.summary import complain, say
 from sae_sweeps.record import manifest, status
+from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.manifest import Manifest
 from sae_sweeps.record.run import Run
 from sae_sweeps.record.status import SweepStatus
+from sae_sweeps.tracking.wandb.places import logs_of
 
 
 def sync(folders: Sequence[Path]) -> int:
@@ -25,7 +27,7 @@ def sync(folders: Sequence[Path]) -> int:
     failed = False
     for sweep in found:
         folder = sweep.folder.resolve()
-        if not (folder / "wandb").is_dir():
+        if not logs_of(folder).is_dir():
             say(f"{sweep.name}: nothing to upload, there are no W&B runs in its folder")
             continue
         server = server or sync.Server()
@@ -43,9 +45,9 @@ def _over(sweep: SweepStatus) -> list[Run]:
     """Give the runs that have a result or have failed."""
     found = manifest.read(sweep.folder)
     states = {run.name: run.state for run in sweep.runs}
-    home = sweep.folder.resolve() / "runs"
+    place = SweepFolder(sweep.folder.resolve())
     return [
-        Run(name, found.name, home / name, point.config, point.choices, point.overrides)
+        Run(name, found.name, place.run(name).path, point.config, point.choices, point.overrides)
         for name, point in dict(zip(found.runs, found.points, strict=True)).items()
         if states.get(name) in ("done", "failed")
     ]
@@ -72,7 +74,7 @@ def dashboard(folders: Sequence[Path]) -> int:
 def _place(folder: Path, found: Manifest) -> tuple[str, str, str]:
     """Tell a sweep's name, and in which project and of which entity its runs are in W&B."""
     for point in reversed(found.points):
-        tracking = point.config.get("tracking") or {}
+        tracking = point.config.nodes["tracking"]
         if "project" in tracking:
             return found.name, tracking["project"], tracking.get("entity") or ""
     shown = status.shown(folder)

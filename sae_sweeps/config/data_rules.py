@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.config.options import total_tokens
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.target_rules import facts, model_folder, number, place_of
 from sae_sweeps.data import documents, token_cache
 from sae_sweeps.errors import ConfigError
@@ -51,7 +51,7 @@ def contexts_fit(config: Config) -> Iterator[str]:
 
 def tokens_suffice(config: Config) -> Iterator[str]:
     """What will be packed is known before; what the data hold is not."""
-    packed, tokens = config["data"].get("train_tokens"), total_tokens(config)
+    packed, tokens = config["data"].get("train_tokens"), RunConfig.of(config).total_tokens
     if isinstance(packed, int) and tokens > packed and not config["stream"]["repeat"]:
         yield (
             f"training.tokens is {tokens}, expected at most data.train_tokens, which is {packed}; "

@@ -1,8 +1,8 @@
 """The config's sections without alternatives; their fields are the schema that YAML answers to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -59,7 +59,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RootOptions:
     """Everything a run's config states beside its groups (see `groups`)."""
 
     name: Annotated[str | None, Idle()]
@@ -82,25 +82,50 @@ class RunConfig:
     """Measure finished runs anew from their weights, for figures that came later."""
     device: Annotated[str, Idle()]
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
-    stream: dict[str, Any]
-    """`StreamOptions`."""
-    training: dict[str, Any]
-    """`TrainingOptions`."""
-    evaluation: Annotated[dict[str, Any], Idle()]
-    """`EvaluationOptions`."""
+    stream: StreamOptions
+    training: TrainingOptions
+    evaluation: Annotated[EvaluationOptions, Idle()]
 
 
-ROOT = f"{__name__}.RunConfig"
-SECTIONS = {
-    "stream": f"{__name__}.StreamOptions",
-    "training": f"{__name__}.TrainingOptions",
-    "evaluation": f"{__name__}.EvaluationOptions",
-}
+ROOT = f"{__name__}.{RootOptions.__name__}"
+KINDS = {"stream": StreamOptions, "training": TrainingOptions, "evaluation": EvaluationOptions}
+SECTIONS = {name: f"{__name__}.{kind.__name__}" for name, kind in KINDS.items()}
 """What has no alternatives, and the class of its options."""
+OWN = tuple(option.name for option in fields(RootOptions))
 
 
-def total_tokens(config: Mapping[str, Any]) -> int:
-    """Count the tokens that a run trains on, its last phase included, in whole batches."""
-    batch = config["stream"]["batch_tokens"]
-    phases = (config["training"]["tokens"], config["fine_tune"].get("tokens", 0))
-    return sum(tokens - tokens % batch for tokens in phases)
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RootOptions):
+    """One run's config, resolved and checked."""
+
+    nodes: dict[str, dict[str, Any]]
+    """By group its class, as `_target_`, and the options of it; groups that a user brought too."""
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Self:
+        """Read a config of today's, as `check.checked` gives it or `history.upgrade` does.
+
+        Raises:
+            ValueError: an option is missing, or is not one of this version.
+        """
+        nodes = {key: node for key, node in tree.items() if key not in OWN}
+        try:
+            sections: dict[str, Any] = {key: kind(**tree[key]) for key, kind in KINDS.items()}
+            return cls(nodes=nodes, **{key: tree[key] for key in OWN} | sections)
+        except KeyError as error:
+            raise ValueError(f"its config lacks {error}") from None
+        except TypeError as error:
+            raise ValueError(f"its config is not of this version: {error}") from None
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """All of it as plain data, which is what is written and hashed."""
+        own = {key: getattr(self, key) for key in OWN}
+        return own | {key: dict(vars(own[key])) for key in KINDS} | self.nodes
+
+    @property
+    def total_tokens(self) -> int:
+        """How many tokens are trained on, the last phase included, in whole batches."""
+        batch = self.stream.batch_tokens
+        phases = (self.training.tokens, self.nodes["fine_tune"].get("tokens", 0))
+        return sum(tokens - tokens % batch for tokens in phases)

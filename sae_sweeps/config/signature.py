@@ -259,8 +259,8 @@ def fit(value: Any, hint: ast.expr) -> Any:
             return value
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _either(value, left, right)
-        case ast.Name(id=name) if name in SCALARS:
-            return _scalar(value, SCALARS[name])
+        case ast.Name(id=name) if kind := _kind(name):
+            return _scalar(value, kind)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=allowed):
             return _literal(value, allowed)
         case ast.Subscript(value=ast.Name(id="list"), slice=inner):
@@ -270,6 +270,11 @@ def fit(value: Any, hint: ast.expr) -> Any:
         case _:
             known = f"{', '.join(SCALARS)}, list[...], Literal[...], None and |"
             raise LookupError(f"has the type {ast.unparse(hint)}; options may use {known}.")
+
+
+def _kind(name: str) -> type | None:
+    """Tell what a name is the type of; a section's options are checked by themselves."""
+    return dict if name.endswith("Options") else SCALARS.get(name)
 
 
 def _same(value: Any, wanted: Any) -> Any:
@@ -324,6 +329,8 @@ def expected(hint: ast.expr, value: Any) -> str:
             return f"{expected(left, value)} or {expected(right, value)}"
         case ast.Subscript(value=ast.Name(id="Literal"), slice=allowed):
             return " or ".join(repr(choice) for choice in _choices(allowed))
+        case ast.Name(id=name) if name.endswith("Options"):
+            return "dict[str, Any]"
         case ast.Name(id="float") if type(value) is float:
             return "a finite float"
         case ast.Name(id="str") if type(value) in (int, float, bool):

@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record import manifest, status
+from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.system import cluster, files
 
 
@@ -64,7 +65,7 @@ def cancel(folder: Path) -> Cancelled:
 
 def _stop_local(folder: Path) -> int | None:
     """Send SIGTERM to the command that holds a sweep, if there is one; its process."""
-    if not files.is_locked(folder / ".lock"):
+    if not files.is_locked(SweepFolder(folder).lock):
         return None
     launch = manifest.read(folder).launches[-1]
     if launch.host != socket.gethostname():

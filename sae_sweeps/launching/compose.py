@@ -10,6 +10,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import checked
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.rules import obey
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.errors import is_users, line
@@ -47,7 +48,7 @@ def _point(context: HydraContext, master: DictConfig, overrides: list[str]) -> P
     cfg = context.config_loader.load_sweep_config(master, overrides)
     config = checked(cfg)
     obey(config)
-    return Point(overrides, config, choices_of(cfg.hydra))
+    return Point(overrides, RunConfig.of(config), choices_of(cfg.hydra))
 
 
 def choices_of(hydra: DictConfig) -> dict[str, str]:

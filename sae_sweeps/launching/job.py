@@ -22,10 +22,10 @@ from sae_sweeps.launching.leaving import job_id, leave
 from sae_sweeps.launching.packs import Frozen, thaw
 from sae_sweeps.launching.progress import Lines
 from sae_sweeps.launching.summary import renew_report
-from sae_sweeps.launching.work import Open, record, work
+from sae_sweeps.launching.work import record, work
 from sae_sweeps.record import manifest
-from sae_sweeps.record.plan import finished_result
-from sae_sweeps.record.run import Run, identity
+from sae_sweeps.record.folder import PackFiles, SweepFolder
+from sae_sweeps.record.run import Run
 from sae_sweeps.system import files, interrupt
 
 logger = logging.getLogger("sae_sweeps.launching.job")  # also when it is __main__
@@ -35,7 +35,6 @@ LINE_EVERY_S = 60.0
 ATTACHED = "attached"
 """The word after the pack's file with which a process leaves as soon as its stdin ends."""
 REFUSED, FAILED = 1, 2
-REPORTED = "reported.json"
 REPORT_LIMIT_S = 60.0
 """What a pack that is done waits for others to write their report."""
 
@@ -73,7 +72,7 @@ def run_pack(path: Path) -> int:
     A signal saves the runs and ends the process, by way of submitit's handler where that asks
     SLURM to start the job again.
     """
-    with _logging(path.with_suffix(".log")), interrupt.listening() as before:
+    with _logging(PackFiles(path).log), interrupt.listening() as before:
         try:
             pack = thaw(path)
             sys.path += [folder for folder in pack.search_path if folder not in sys.path]
@@ -89,19 +88,19 @@ def run_pack(path: Path) -> int:
 
 
 def _run(pack: Frozen) -> int:
-    logger.info("pack %s on %s%s", pack.name, socket.gethostname(), _job())
+    logger.info("pack %s on %s%s", pack.files.name, socket.gethostname(), _job())
     _warn_of_edits(pack)
     _warn_of_idle_gpu(pack)
-    ahead = [run for run in pack.runs if _result(run) is None]
+    ahead = [run for run in pack.runs if run.files.result_of(run.config) is None]
     if _stalled(pack):
         text = f"its pack was started {RESTARTS_WITHOUT_PROGRESS} times more without any progress"
-        error = RuntimeError(f"{text}: see packs/{pack.name}.log")
+        error = RuntimeError(f"{text}: see packs/{pack.files.log.name}")
         return len([record(run, error) for run in ahead])
-    tracking = build(pack.runs[0].config["tracking"])
-    tokens = sum(run.total_tokens for run in ahead)
+    tracking = build(pack.runs[0].config.nodes["tracking"])
+    tokens = sum(run.config.total_tokens for run in ahead)
     with LoggedLines(len(ahead), tokens, LINE_EVERY_S) as display:
         try:
-            outcomes = work(pack.runs, tracking, display, Open())
+            outcomes = work(pack.runs, tracking, display)
             failed = sum(isinstance(outcome, Exception) for outcome in outcomes.values())
             logger.info("%d of %d runs are finished", len(outcomes) - failed, len(outcomes))
             _report(pack, tracking)
@@ -117,10 +116,6 @@ def _job() -> str:
     return f", job {number}, {again} times requeued" if number else ""
 
 
-def _result(run: Run) -> dict[str, Any] | None:
-    return finished_result(run.folder, identity(run.config))
-
-
 def _warn_of_edits(pack: Frozen) -> None:
     now = manifest.git_state()
     if now != pack.git and now and pack.git:
@@ -131,7 +126,7 @@ def _warn_of_edits(pack: Frozen) -> None:
 
 def _warn_of_idle_gpu(pack: Frozen) -> None:
     """Else a torch that was built without CUDA would waste what the job was given, unseen."""
-    if pack.runs[0].config["device"] == "auto" and os.environ.get("SLURM_JOB_GPUS"):
+    if pack.runs[0].config.device == "auto" and os.environ.get("SLURM_JOB_GPUS"):
         import torch
 
         if not torch.cuda.is_available():
@@ -141,7 +136,7 @@ def _warn_of_idle_gpu(pack: Frozen) -> None:
 
 def _stalled(pack: Frozen) -> bool:
     """Write down that the pack starts, and say whether that has become of no use."""
-    path = pack.folder / "packs" / f"{pack.name}.starts.json"
+    path = pack.files.starts
     try:
         starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -158,9 +153,9 @@ def _stalled(pack: Frozen) -> bool:
 
 def _progress(run: Run) -> int:
     """Give the tokens of a run's last checkpoint; one more than all if it is finished."""
-    if _result(run) is not None:
-        return run.total_tokens + 1
-    return run.saved_tokens
+    if run.files.result_of(run.config) is not None:
+        return run.config.total_tokens + 1
+    return run.files.saved_tokens
 
 
 def _report(pack: Frozen, tracking: Any) -> None:
@@ -168,14 +163,14 @@ def _report(pack: Frozen, tracking: Any) -> None:
     from filelock import FileLock, Timeout
 
     tracking.close()  # so that others wait for this pack's report only
-    packs = pack.folder / "packs"
+    sweep = pack.files.sweep
     try:
-        with FileLock(packs / ".report.lock", timeout=REPORT_LIMIT_S):
-            found = _results(pack.folder)
-            if found != _reported(packs):  # many packs may end at once, and one report is enough
-                _draw(pack.folder, tracking)
+        with FileLock(sweep.report_lock, timeout=REPORT_LIMIT_S):
+            found = _results(sweep)
+            if found != _reported(sweep):  # many packs may end at once, and one report is enough
+                _draw(sweep.path, tracking)
                 tracking.close()
-                files.write_json(packs / REPORTED, found)
+                files.write_json(sweep.reported, found)
     except (Timeout, OSError) as error:
         logger.warning("the report is not written: %s", error)
 
@@ -189,16 +184,16 @@ def _draw(folder: Path, tracking: Any) -> None:
         report(folder, tracking)
 
 
-def _results(folder: Path) -> dict[str, int]:
+def _results(sweep: SweepFolder) -> dict[str, int]:
     """When each finished run was last measured, by the run's name."""
-    paths = sorted((folder / "runs").glob("[!.]*/result.json"))
-    return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+    done = [run for run in sweep.runs if run.finished.exists()]
+    return {run.path.name: run.finished.stat().st_mtime_ns for run in done}
 
 
-def _reported(packs: Path) -> dict[str, int]:
+def _reported(sweep: SweepFolder) -> dict[str, int]:
     """What the last report told."""
     try:
-        return json.loads((packs / REPORTED).read_text(encoding="utf-8"))
+        return json.loads(sweep.reported.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -13,13 +13,16 @@ from sae_sweeps.config.check import check
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError, did_you_mean
 from sae_sweeps.launching.compose import ConfigLauncher, compose
+from sae_sweeps.launching.work import Outcome
 from sae_sweeps.record import manifest, status
+from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.naming import sweep_name
 from sae_sweeps.record.plan import Plan, Point, make_plan
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import FIGURES, Run
 
-Outcome = dict[str, Any] | Exception | None
-"""A run's result, why it failed, or None for one that was only submitted."""
+Told = Outcome | None
+"""What became of a run, or None for one that was only submitted."""
 
 
 class PlanLauncher(ConfigLauncher):
@@ -69,7 +72,7 @@ class PlanLauncher(ConfigLauncher):
 
     def launch_points(
         self, name: str, folder: Path, points: list[Point]
-    ) -> tuple[Plan, Mapping[str, Outcome]]:
+    ) -> tuple[Plan, Mapping[str, Told]]:
         """Do what is not done yet of the points; outcomes by the run's name."""
         try:
             launch = manifest.next_launch(folder)
@@ -86,16 +89,16 @@ class PlanLauncher(ConfigLauncher):
             raise ConfigError(text)
 
     @abstractmethod
-    def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
+    def carry_out(self, plan: Plan) -> Mapping[str, Told]:
         """Train, or have trained, what the plan says; an outcome for each of its runs."""
 
-    def _job(self, outcome: Outcome, run: Run) -> JobReturn:
+    def _job(self, outcome: Told, run: Run) -> JobReturn:
         job = JobReturn(overrides=run.overrides, working_dir=str(run.folder), task_name=run.name)
         failed = isinstance(outcome, Exception)
         job.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-        job.return_value = outcome
-        if isinstance(outcome, dict) and self.given.objective:
-            job.return_value = _figures(outcome["metrics"], self.given.objective)
+        job.return_value = outcome.as_json() if isinstance(outcome, Result) else outcome
+        if isinstance(outcome, Result) and self.given.objective:
+            job.return_value = _figures(outcome.metrics, self.given.objective)
         return job
 
 
@@ -119,7 +122,7 @@ def under_way(folder: Path) -> dict[str, str]:
     Raises:
         ConfigError: SLURM, which knows, cannot be asked.
     """
-    if not (folder / "sweep.json").exists():
+    if not SweepFolder(folder).manifest.exists():
         return {}
     found = status.read(folder)
     jobs = {run.name: run.job for run in found.runs if run.job is not None}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.launching.launcher import Outcome, PlanLauncher
+from sae_sweeps.launching.launcher import PlanLauncher
 from sae_sweeps.launching.packs import divided, freeze
-from sae_sweeps.launching.summary import Result, left, renew_report, results, tell_end, tell_plan
-from sae_sweeps.launching.work import work
+from sae_sweeps.launching.summary import left, renew_report, results, tell_end, tell_plan
+from sae_sweeps.launching.work import Outcome, Work, work
 from sae_sweeps.launching.writer import Writer
 from sae_sweeps.record.plan import Plan
 from sae_sweeps.record.run import Run
@@ -35,16 +35,6 @@ class Options:
             raise ConfigError(f"hydra.launcher.workers is {self.workers}, expected at least 1.")
 
 
-class TellingWriter(Writer):
-    """Says what is ahead once model and data are known to load."""
-
-    def begin(self) -> None:
-        """Write what the writer does, and tell."""
-        if not self.begun:
-            super().begin()
-            tell_plan(self.plan)
-
-
 class Local(PlanLauncher):
     """Trains here and stays until all is done."""
 
@@ -58,11 +48,12 @@ class Local(PlanLauncher):
         if streams:
             from sae_sweeps.launching.workers import devices as reachable
 
-            reach_device(plan.points[0].config["device"])
-            devices = reachable(plan.points[0].config["device"], self.given.workers)
+            device = plan.points[0].config.device
+            reach_device(device)
+            devices = reachable(device, self.given.workers)
         if len(devices) > 1:
             streams = divided(streams, -(-sum(map(len, streams)) // len(devices)))
-        writer = TellingWriter(plan, streams, self.node)
+        writer = Writer(plan, streams, self.node)
         with writer.locked(), interrupt.listening():
             if not streams:
                 tell_plan(plan)
@@ -76,16 +67,20 @@ class Local(PlanLauncher):
     def _here(self, plan: Plan, packs: list[list[Run]], writer: Writer) -> Mapping[str, Outcome]:
         from sae_sweeps.launching.progress import Messages
 
-        tracking = build(plan.points[0].config["tracking"])
-        outcomes: dict[str, Result] = {**plan.finished}
+        tracking = build(plan.points[0].config.nodes["tracking"])
+        outcomes: dict[str, Outcome] = {**plan.finished}
         display = self._display(plan)
         with Messages(display):  # to the end, since a tracker may have trouble with its last rows
             try:
                 with display:
-                    for number, pack in enumerate(packs):
-                        if number > 0:
-                            renew_report(plan.folder, tracking)
-                        outcomes |= work(pack, tracking, display, writer)
+                    if packs:
+                        first = Work(packs[0], anew=plan.aside)
+                        first.load_first(display)
+                        self._begin(plan, writer)
+                        outcomes |= first.do(tracking)
+                    for pack in packs[1:]:
+                        renew_report(plan.folder, tracking)
+                        outcomes |= work(pack, tracking, display)
                 tell_end(plan, outcomes, tracking)
             except interrupt.Interrupted:
                 tracking.close(interrupt.LEAVING_LIMIT_S)
@@ -98,7 +93,7 @@ class Local(PlanLauncher):
     ) -> Mapping[str, Outcome]:
         from sae_sweeps.launching.workers import work_apart
 
-        writer.begin()
+        self._begin(plan, writer)
         paths = freeze(plan, writer.packs)
         with self._display(plan) as display:
             names = [run.name for pack in [*plan.packs, *plan.remeasured] for run in pack]
@@ -108,12 +103,17 @@ class Local(PlanLauncher):
         tell_end(plan, outcomes)
         return outcomes
 
+    def _begin(self, plan: Plan, writer: Writer) -> None:
+        """Say what is ahead, now that nothing can refuse it any more."""
+        writer.begin()
+        tell_plan(plan)
+
     def _display(self, plan: Plan) -> "Display":
         from sae_sweeps.launching.progress import make
 
         ahead = [run for pack in plan.packs for run in pack]
         progress = self.given.progress if ahead or plan.remeasured else "off"
-        return make(progress, len(ahead), sum(run.total_tokens for run in ahead))
+        return make(progress, len(ahead), sum(run.config.total_tokens for run in ahead))
 
 
 def reach_device(name: str) -> None:

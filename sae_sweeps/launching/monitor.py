@@ -90,8 +90,7 @@ class Watched:
         """Show the runs' present states, which come in the same order each time."""
         display = self.display
         if not self.last:
-            display.names = [f"{run.label}, k {run.k:g}, seed {run.seed}" for run in runs]
-            display.started(sum(run.total_tokens for run in runs), display.names)
+            display.started(sum(run.total_tokens for run in runs), [run.title for run in runs])
         before = [run.tokens for run in self.last] or [0] * len(runs)
         count = display.advance if self.last else display.resumed
         for index, run in enumerate(runs):

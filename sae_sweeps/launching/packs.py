@@ -1,20 +1,21 @@
 """A plan's runs divided into packs, and packs frozen in files for the processes that take them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from sae_sweeps.config.history import upgrade
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record import manifest
+from sae_sweeps.record.folder import PACK_VERSION, PackFiles
+from sae_sweeps.record.identity import stream_identity
 from sae_sweeps.record.plan import Plan
-from sae_sweeps.record.run import Run, stream_identity
+from sae_sweeps.record.run import Run
 from sae_sweeps.system import files
-
-VERSION = 2
-"""Version 1 has configs of the first version (see `config.history`)."""
 
 
 def divided(passes: Sequence[list[Run]], at_most: int) -> list[list[Run]]:
@@ -47,7 +48,7 @@ def _even(runs: list[Run], count: int, at_most: int) -> list[list[Run]]:
 
 
 def _cost(run: Run) -> int:
-    return run.config["d_sae"] * run.config["training"]["tokens"]
+    return run.config.d_sae * run.config.training.tokens
 
 
 # --- A pack in a file ----------------------------------------------------------------------
@@ -57,10 +58,7 @@ def _cost(run: Run) -> int:
 class Frozen:
     """All that a process needs to train a pack: no YAML is read again."""
 
-    name: str
-    """`<launch>-<i>`"""
-    folder: Path
-    """The sweep's folder, where this machine has it."""
+    files: PackFiles
     runs: list[Run]
     search_path: list[str]
     """Folders with a user's own modules."""
@@ -71,14 +69,18 @@ class Frozen:
 def freeze(plan: Plan, packs: Sequence[manifest.Pack]) -> list[Path]:
     """Write a `packs/<name>.json` for each pack."""
     runs = {run.name: run for run in plan.runs}
-    keys = ("name", "sweep", "config", "choices", "overrides")
-    same = {"version": VERSION, "search_path": manifest.search_path(), "git": manifest.git_state()}
+    same = {"search_path": manifest.search_path(), "git": manifest.git_state()}
     paths: list[Path] = []
     for pack in packs:
-        rows = [{key: getattr(runs[name], key) for key in keys} for name in pack.runs]
-        paths.append(plan.folder / "packs" / f"{pack.name}.json")
-        files.write_json(paths[-1], same | {"runs": rows})
+        rows = [_row(runs[name]) for name in pack.runs]
+        paths.append(plan.files.pack(pack.name).frozen)
+        files.write_json(paths[-1], {"version": PACK_VERSION, **same, "runs": rows})
     return paths
+
+
+def _row(run: Run) -> dict[str, Any]:
+    facts = {key: getattr(run, key) for key in ("name", "sweep", "choices", "overrides")}
+    return facts | {"config": run.config.tree}
 
 
 def thaw(path: Path) -> Frozen:
@@ -90,9 +92,13 @@ def thaw(path: Path) -> Frozen:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, AttributeError):
         raise ConfigError(f"{path} is not a pack's file.") from None
-    if version not in (1, VERSION):
-        raise ConfigError(f"{path} has version {version!r}, expected {VERSION}: launch again.")
-    folder = path.parent.parent
-    rows = [row | {"config": upgrade(row["config"])} for row in found["runs"]]
-    runs = [Run(folder=folder / "runs" / row["name"], **row) for row in rows]
-    return Frozen(path.stem, folder, runs, found["search_path"], found["git"])
+    if version not in (1, PACK_VERSION):
+        raise ConfigError(f"{path} has version {version!r}, expected {PACK_VERSION}: launch again.")
+    pack = PackFiles(path)
+    runs = [_run(row, pack) for row in found["runs"]]
+    return Frozen(pack, runs, found["search_path"], found["git"])
+
+
+def _run(row: Mapping[str, Any], pack: PackFiles) -> Run:
+    known: dict[str, Any] = {**row} | {"config": RunConfig.of(upgrade(row["config"]))}
+    return Run(folder=pack.sweep.run(row["name"]).path, **known)

@@ -41,16 +41,14 @@ class Display(ABC):
         """Tokens of `done` that were trained before anybody looked."""
         self.share = 0
         self.lock = threading.Lock()
-        self.names: list[str] = []
         self.rows: list[Row] = []
         self.text = ""
         self.since: float | None = None
 
-    def started(self, total_tokens: int, labels: list[str]) -> None:
-        """Begin a pack of runs, whose tokens sum to `total_tokens`; `names` tell them apart."""
-        names = self.names if len(self.names) == len(labels) else labels
-        self.rows = [Row(name) for name in names]
-        self.share = total_tokens // max(len(labels), 1)
+    def started(self, total_tokens: int, titles: list[str]) -> None:
+        """Begin a pack of runs, whose tokens sum to `total_tokens`."""
+        self.rows = [Row(title) for title in titles]
+        self.share = total_tokens // max(len(titles), 1)
         self.text = "training"
         self.since = self.since or time.monotonic()
         self.changed()

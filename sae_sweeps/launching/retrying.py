@@ -5,6 +5,7 @@ from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.launching.launcher import PlanLauncher
 from sae_sweeps.launching.summary import say
@@ -23,9 +24,11 @@ def retry(folder: Path) -> int:
     if not names:
         say(f"{found.name}: no run has failed or was lost")
         return 0
-    latest = {key: found.points[-1].config[key] for key in ONE_PER_SWEEP}
+    last = found.points[-1].config.tree
+    latest = {key: last[key] for key in ONE_PER_SWEEP}
     pairs = zip(found.runs, found.points, strict=True)
-    points = [replace(p, config=p.config | latest) for name, p in pairs if name in names]
+    failed = [point for name, point in pairs if name in names]
+    points = [replace(p, config=RunConfig.of(p.config.tree | latest)) for p in failed]
     for launch in reversed(found.launches):  # modules of the user's own are found as they were then
         sys.path += [place for place in launch.search_path if place not in sys.path]
     launcher: PlanLauncher = build(found.launches[-1].launcher)

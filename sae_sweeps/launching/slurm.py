@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
-from sae_sweeps.launching.launcher import Outcome, PlanLauncher
+from sae_sweeps.launching.launcher import PlanLauncher, Told
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import complain, results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
@@ -83,7 +83,7 @@ class Slurm(PlanLauncher):
             raise ConfigError("hydra.launcher.wait is false: this sweeper needs the runs' results.")
         super().require_figures()
 
-    def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
+    def carry_out(self, plan: Plan) -> Mapping[str, Told]:
         """Submit what is not finished, and say how to follow it."""
         packs = divided([*plan.packs, *plan.remeasured], self.given.max_runs_per_pack)
         writer = Writer(plan, packs, self.node)
@@ -131,7 +131,7 @@ class Slurm(PlanLauncher):
         from submitit.slurm.slurm import SlurmExecutor
 
         try:
-            executor = SlurmExecutor(plan.folder / "packs" / "%j", max_num_timeout=REQUEUES)
+            executor = SlurmExecutor(plan.files.packs / "%j", max_num_timeout=REQUEUES)
             known = SlurmExecutor._valid_parameters()  # pyright: ignore[reportPrivateUsage]
             for name in self.given.extra or {}:
                 if name in OURS or name not in known:
@@ -154,15 +154,15 @@ class Slurm(PlanLauncher):
             wanted["additional_parameters"] = {"mem": given.memory} | more
         return {key: value for key, value in wanted.items() if value is not None}
 
-    def _ended(self, plan: Plan) -> Mapping[str, Outcome]:
+    def _ended(self, plan: Plan) -> Mapping[str, Told]:
         """Wait for all runs, and tell what became of them."""
         from sae_sweeps.launching import monitor, progress
 
-        names = {run.name for run in plan.runs}
-        tokens = sum(run.total_tokens for run in {run.name: run for run in plan.runs}.values())
+        runs = {run.name: run for run in plan.runs}
+        tokens = sum(run.config.total_tokens for run in runs.values())
         try:
-            with progress.make(self.given.progress, len(names), tokens) as display:
-                monitor.watch(plan.folder, display, names, every_s=LOOK_EVERY_S)
+            with progress.make(self.given.progress, len(runs), tokens) as display:
+                monitor.watch(plan.folder, display, set(runs), every_s=LOOK_EVERY_S)
         except KeyboardInterrupt:
             folder = status.shown(plan.folder)
             complain(f"interrupted, the jobs go on: sae-sweeps wait {folder}, or cancel {folder}")

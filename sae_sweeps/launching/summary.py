@@ -3,19 +3,15 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sae_sweeps.errors import one_line
 from sae_sweeps.launching.errors import last_line
 from sae_sweeps.launching.out import write_line
 from sae_sweeps.record import status
-from sae_sweeps.record.plan import Plan, finished_result
-from sae_sweeps.record.run import identity
+from sae_sweeps.record.plan import Plan
+from sae_sweeps.record.result import Result
 from sae_sweeps.system import interrupt
-
-Result = dict[str, Any] | Exception
-"""What became of a run: the content of `result.json`, or why there is none."""
-
+from sae_sweeps.tracking.interface import Tracking
 
 _notes: list[str] = []
 
@@ -79,7 +75,9 @@ def tell_failures(failures: Sequence[tuple[str, object]]) -> None:
         complain(f"{name} failed: {reason}")
 
 
-def tell_end(plan: Plan, outcomes: Mapping[str, Result], tracking: Any = None) -> None:
+def tell_end(
+    plan: Plan, outcomes: Mapping[str, Result | Exception], tracking: Tracking | None = None
+) -> None:
     """Say what failed, draw the report, say how many runs are finished."""
     failures = [(name, o) for name, o in outcomes.items() if isinstance(o, Exception)]
     tell_failures(failures)
@@ -90,7 +88,7 @@ def tell_end(plan: Plan, outcomes: Mapping[str, Result], tracking: Any = None) -
     say(f"{plan.name}: {done} of {total} runs are finished{busy}")
 
 
-def draw_report(folder: Path, tracking: Any = None) -> None:
+def draw_report(folder: Path, tracking: Tracking | None = None) -> None:
     """Draw the sweep's report; plotting takes a second to load, so only when it is due."""
     from sae_sweeps.pareto.report import report
 
@@ -100,7 +98,7 @@ def draw_report(folder: Path, tracking: Any = None) -> None:
         complain(f"the report is not written: {error}")
 
 
-def renew_report(folder: Path, tracking: Any) -> None:
+def renew_report(folder: Path, tracking: Tracking) -> None:
     """Draw the report so far and say nothing of it; where that fails, the last one tells."""
     from rich.console import Console
 
@@ -110,16 +108,16 @@ def renew_report(folder: Path, tracking: Any) -> None:
         report(folder, tracking, Console(quiet=True))
 
 
-def results(plan: Plan, lost: Mapping[str, str] | None = None) -> dict[str, Result]:
+def results(plan: Plan, lost: Mapping[str, str] | None = None) -> dict[str, Result | Exception]:
     """Read from the files what became of the plan's runs, which other processes trained.
 
     Args:
         lost: how the process of a run ended that left neither a result nor a failure.
     """
     judged = {run.name: run for run in status.read(plan.folder).runs}
-    outcomes: dict[str, Result] = {}
+    outcomes: dict[str, Result | Exception] = {}
     for run in plan.runs:
-        result = finished_result(run.folder, identity(run.config))
+        result = run.files.result_of(run.config)
         found = judged[run.name]
         why = found.reason or f"it is {found.state}"
         if found.state != "failed":
@@ -131,11 +129,11 @@ def results(plan: Plan, lost: Mapping[str, str] | None = None) -> dict[str, Resu
 def left(plan: Plan) -> int:
     """Say that a signal ended the launch and how it goes on; returns the exit code."""
     signum, seconds = interrupt.received() or (0, 0.0)
-    if not (plan.folder / "sweep.json").exists():
+    if not plan.files.manifest.exists():
         complain("interrupted, before anything was trained")
         return 128 + signum
     names = {run.name: run for run in plan.runs}
-    done = [r for r in names.values() if finished_result(r.folder, identity(r.config)) is not None]
+    done = [r for r in names.values() if r.files.result_of(r.config)]
     text = f"interrupted, {len(done)} of {len(names)} runs are finished and the others saved"
     complain(f"{text} in {seconds:.1f} s; the same command goes on from there")
     return 128 + signum

@@ -4,121 +4,127 @@ import re
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.errors import last_line
 from sae_sweeps.launching.writer import as_config_error
-from sae_sweeps.record.plan import finished_result, up_to_date, write_run_files
-from sae_sweeps.record.run import Run, identity
+from sae_sweeps.record.plan import up_to_date
+from sae_sweeps.record.result import Failure, Result
+from sae_sweeps.record.run import Run
 from sae_sweeps.system import files, interrupt
+from sae_sweeps.tracking.interface import Tracking
 
 if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display
+    from sae_sweeps.training.pack import Pack
 
-Result = dict[str, Any] | Exception
-
-
-@runtime_checkable
-class Gate(Protocol):
-    """What stands between loading a model and writing the first file of a sweep."""
-
-    begun: bool
-    """Whether it is behind us: until then a mistake refuses the launch, later it fails runs."""
-    anew: Collection[str]
-    """Runs to train whatever their folders hold, since these make room at the gate."""
-
-    def begin(self) -> None:
-        """Go through; a second time does nothing."""
+Outcome = Result | Exception
+"""What became of a run: its result, or why there is none."""
 
 
-class Open:
-    """The gate of a process that another one launched."""
+class Work:
+    """What is left to do of a pack: `load` it, then `do` it; nothing is written before."""
 
-    begun = True
-    anew: Collection[str] = ()
+    def __init__(self, pack: Sequence[Run], anew: Collection[Run] = ()) -> None:
+        """Look which runs are finished.
 
-    def begin(self) -> None:
-        """Do nothing."""
+        Args:
+            anew: runs to train whatever their folders hold.
+        """
+        self.finished: dict[str, Result] = {}
+        self.train: list[Run] = []
+        self.measure: list[Run] = []
+        self.pack: Pack | None = None
+        for run in pack:
+            result = None if run in anew else run.files.result_of(run.config)
+            if result is None:
+                self.train.append(run)
+            elif up_to_date(result, run):
+                self.finished[run.name] = result
+            else:
+                self.measure.append(run)
+
+    def load(self, display: "Display") -> None:
+        """Load model and data, and build what is to be trained; raises whatever that raises."""
+        if self.train or self.measure:
+            interrupt.check()  # a signal may have come as the last pack ended, which did not look
+            from sae_sweeps.training.pack import load
+
+            self.pack = load(self.train, self.measure, display)
+
+    def load_first(self, display: "Display") -> None:
+        """Load the first pack of a launch, which whatever is wrong with it refuses.
+
+        Raises:
+            ConfigError: what only model or data could tell, or there is too little memory.
+        """
+        try:
+            self.load(display)
+            for fault in self.pack.faults if self.pack else ():
+                raise fault
+        except Exception as error:
+            raise _worded(error) from error
+
+    def do(self, tracking: Tracking) -> dict[str, Outcome]:
+        """Train and measure what was loaded; outcomes by the run's name."""
+        trained: list[Outcome] = []
+        measured: list[Outcome] = []
+        try:
+            self._begin()
+            if self.pack and self.train:
+                trained = self.pack.train(tracking)
+            if self.pack and self.measure:
+                measured = self.pack.measure(tracking)
+        except Exception as error:
+            return self.failed(error)
+        return self._told(trained, measured)
+
+    def failed(self, error: Exception) -> dict[str, Outcome]:
+        """Have all that was to do fail for one reason."""
+        return self._told([error] * len(self.train), [error] * len(self.measure))
+
+    def _begin(self) -> None:
+        with as_config_error():
+            for run in (*self.train, *self.measure):
+                if not files.is_locked(run.files.lock):  # else another process has it
+                    run.files.begin(run.config, run.overrides)
+
+    def _told(self, trained: list[Outcome], measured: list[Outcome]) -> dict[str, Outcome]:
+        """Record failures that have not recorded themselves; one in measuring keeps its result."""
+        for run, outcome in zip(self.train, trained, strict=True):
+            told = run.files.failed.exists() or files.is_locked(run.files.lock)
+            if isinstance(outcome, Exception) and not told:
+                record(run, outcome)
+        runs, outcomes = [*self.train, *self.measure], [*trained, *measured]
+        return self.finished | dict(zip((run.name for run in runs), outcomes, strict=True))
 
 
-def work(pack: Sequence[Run], tracking: Any, display: "Display", gate: Gate) -> dict[str, Result]:
-    """Train what is not finished, measure anew what is out of date; outcomes by the run's name."""
-    outcomes: dict[str, Result] = {}
-    train: list[Run] = []
-    measure: list[Run] = []
-    for run in pack:
-        result = finished_result(run.folder, identity(run.config))
-        if result is None or run.name in gate.anew:
-            train.append(run)
-        elif up_to_date(result, run):
-            outcomes[run.name] = result
-        else:
-            measure.append(run)
-    outcomes |= _train(train, tracking, display, gate)
-    return outcomes | _measure(measure, tracking, display, gate)
-
-
-def _train(runs: list[Run], tracking: Any, display: "Display", gate: Gate) -> dict[str, Result]:
-    if not runs:
-        return {}
-    interrupt.check()  # a signal may have come as the last pack ended, which did not look any more
-    from sae_sweeps.training.pack import train_pack
-
-    display.names = [f"{r.label}, k {r.config['k']:g}, seed {r.config['seed']}" for r in runs]
+def work(pack: Sequence[Run], tracking: Tracking, display: "Display") -> dict[str, Outcome]:
+    """Do what is left of a pack; outcomes by the run's name, also if it cannot be loaded."""
+    left = Work(pack)
     try:
-        ready = partial(_ready, runs, gate)
-        results = train_pack(runs, tracking, display, ready, isolate=gate.begun)
+        left.load(display)
     except Exception as error:  # whatever loading raises: other packs go on
-        _refuse(error, gate)
-        results = [error for _ in runs]
-    for run, result in zip(runs, results, strict=True):
-        told = (run.folder / "failed.json").exists() or files.is_locked(run.folder / ".lock")
-        if isinstance(result, Exception) and not told:
-            record(run, result)
-    return dict(zip((run.name for run in runs), results, strict=True))
+        return left.failed(error)
+    return left.do(tracking)
 
 
-def _measure(runs: list[Run], tracking: Any, display: "Display", gate: Gate) -> dict[str, Result]:
-    """What fails keeps the result it has."""
-    if not runs:
-        return {}
-    from sae_sweeps.training.remeasure import remeasure_pack
-
-    try:
-        results = remeasure_pack(runs, tracking, display, on_ready=partial(_ready, runs, gate))
-    except Exception as error:  # whatever loading raises: other packs go on
-        _refuse(error, gate)
-        results = [error for _ in runs]
-    return dict(zip((run.name for run in runs), results, strict=True))
-
-
-def _ready(runs: list[Run], gate: Gate) -> None:
-    gate.begin()
-    with as_config_error():
-        for run in runs:
-            if not files.is_locked(run.folder / ".lock"):  # else another process has it
-                write_run_files(run)
-
-
-def _refuse(error: Exception, gate: Gate) -> None:
-    """Before anything is written, an error is the whole launch's; a lack of memory is worded."""
-    if gate.begun:
-        return
+def _worded(error: Exception) -> Exception:
+    """Word a lack of memory, which nothing is written for; other errors are as they are."""
     tried = re.search(r"(?i)(tried|unable) to allocate ([\d.]+ \w+)", str(error))
-    if isinstance(error, MemoryError) or tried:
-        size = f" {tried[2]} more" if tried else ""
-        text = f"the first runs do not fit into memory, which cannot give{size or ' enough'}"
-        raise ConfigError(f"{text}: d_sae, a chunk or the target model is too large.") from error
-    raise error
+    if not isinstance(error, MemoryError) and not tried:
+        return error
+    size = f" {tried[2]} more" if tried else ""
+    text = f"the first runs do not fit into memory, which cannot give{size or ' enough'}"
+    return ConfigError(f"{text}: d_sae, a chunk or the target model is too large.")
 
 
 def record(run: Run, error: Exception) -> Exception:
     """Leave a trace of a run that did not come to write its own; the others go on."""
     with suppress(OSError):  # a full disk may be the very reason
         run.folder.mkdir(parents=True, exist_ok=True)
-        with (run.folder / "run.log").open("a", encoding="utf-8") as log:
+        with run.files.log.open("a", encoding="utf-8") as log:
             log.writelines(traceback.format_exception(error))
-        files.write_json(run.folder / "failed.json", {"error": last_line(error)})
+        run.files.fail(Failure(last_line(error)))
     return error

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from sae_sweeps.launching.monitor import watch
+from sae_sweeps.record.folder import PackFiles
 from sae_sweeps.system import interrupt
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class _Workers:
             self.ends[pack.stem] = f"its process was killed by {signal.Signals(-code).name}"
         elif code not in (0, FAILED):
             text = f"its process ended with exit code {code}"
-            self.ends[pack.stem] = f"{text}: see packs/{pack.stem}.log and packs/{pack.stem}.out"
+            log, out = PackFiles(pack).log.name, PackFiles(pack).out.name
+            self.ends[pack.stem] = f"{text}: see packs/{log} and packs/{out}"
 
     def _start(self, pack: Path, index: int, device: str | None) -> subprocess.Popen[bytes] | None:
         own = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
@@ -117,7 +119,7 @@ class _Workers:
             if self.stopped:
                 return None
             # What it prints beside its log is a crash's last words.
-            with pack.with_suffix(".out").open("ab") as out:
+            with PackFiles(pack).out.open("ab") as out:
                 # From the end of its stdin a process learns that this one is gone.
                 process = subprocess.Popen(
                     command, env=os.environ | own, stdin=subprocess.PIPE, stdout=out, stderr=out

@@ -1,7 +1,7 @@
 """What a launch writes before anything is trained, under the sweep's lock."""
 
 import shutil
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,8 @@ class Writer:
         self.plan, self.launcher = plan, launcher
         named = enumerate([run.name for run in pack] for pack in packs)
         self.packs = [manifest.Pack(f"{plan.launch}-{i}", runs, None) for i, runs in named]
-        self.path = plan.folder / ".lock"
+        self.path = plan.files.lock
         self.lock = None
-        self.begun = False
-        self.anew: Collection[str] = [run.name for run in plan.aside]
         self._undo = ExitStack()
 
     @contextmanager
@@ -43,21 +41,17 @@ class Writer:
 
     def begin(self) -> None:
         """Write the manifest, forget earlier failures and make room for runs, as planned."""
-        if self.begun:
-            return
         names = {name for pack in self.packs for name in pack.runs}
         with as_config_error(), self._or_not_at_all():
             self._acquire()
-            files_before = set((self.plan.folder / "packs").glob("*"))
+            files_before = set(self.plan.files.packs.glob("*"))
             self._undo.callback(self._remove_packs_but, files_before)
             for old, new in move_aside(self.plan):
                 self._undo.callback(new.rename, old)
             for name in names:
-                self._remember(self.plan.folder / "runs" / name / "failed.json").unlink(True)
-            self._remember(self.plan.folder / "sweep.json")
+                self._remember(self.plan.files.run(name).failed).unlink(True)
+            self._remember(self.plan.files.manifest)
             manifest.write(self.plan, self.packs, self.launcher)
-        self.begun = True
-        self.anew = ()
 
     @contextmanager
     def _or_not_at_all(self) -> Generator[None, None, None]:
@@ -80,7 +74,7 @@ class Writer:
         self._undo.close()
 
     def _remove_packs_but(self, before: set[Path]) -> None:
-        for path in set((self.plan.folder / "packs").glob("*")) - before:
+        for path in set(self.plan.files.packs.glob("*")) - before:
             path.unlink()
 
     def _remember(self, path: Path) -> Path:

@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from sae_sweeps.config.history import acting, walk
+from sae_sweeps.config.options import RunConfig
 
 SEED = re.compile(r"(.+\.)?seed")
 """Options that replicates may differ in."""
@@ -19,7 +19,7 @@ Options = dict[str, str]
 """Dotted option path to its value as JSON."""
 
 
-def names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def names(runs: Sequence[tuple[str, RunConfig]]) -> list[str]:
     """Name each run's curve, given its label and config: `gated`, or `gated, d_sae=2048`."""
     options = [options_of(config) for _, config in runs]
     found = [label for label, _ in runs]
@@ -29,7 +29,7 @@ def names(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     return found
 
 
-def parting(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[str]]:
+def parting(runs: Sequence[tuple[str, RunConfig]]) -> dict[str, list[str]]:
     """Give the options that part runs of one label, by dotted path, and every run's value."""
     options = [options_of(config) for _, config in runs]
     keys = dict.fromkeys(
@@ -48,7 +48,7 @@ def _by_label(
     return [(members, _parting([options[i] for i in members])) for members in found.values()]
 
 
-def setting(config: Mapping[str, Any]) -> str:
+def setting(config: RunConfig) -> str:
     """Give what replicates have in common: all options that act on training, seeds left out."""
     return json.dumps(options_of(config), sort_keys=True)
 
@@ -103,7 +103,7 @@ def _text(options: Options, key: str) -> str:
     return json.loads(value) if value.startswith('"') else value
 
 
-def options_of(config: Mapping[str, Any]) -> Options:
+def options_of(config: RunConfig) -> Options:
     """Give the options that act on training, with the dial and without seeds."""
-    found = walk(acting(config, keep=("k",)))
+    found = walk(acting(config.tree, keep=("k",)))
     return {path: json.dumps(value) for path, value in found if not SEED.fullmatch(path)}

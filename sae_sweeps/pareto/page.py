@@ -22,6 +22,7 @@ from sae_sweeps.pareto.points import Results, RunPoint, settings, together
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.pareto.table import COLUMNS
 from sae_sweeps.record import manifest
+from sae_sweeps.record.folder import RunFolder, SweepFolder
 from sae_sweeps.record.manifest import Manifest
 from sae_sweeps.system import files
 from sae_sweeps.system.files import digest
@@ -130,9 +131,9 @@ def _runs(sweep: Named) -> list[dict[str, Any]]:
             "row": lines[point.run],
             "setting": f"{sweep.name}, {point.curve}: {digest(point.setting)}",
             "source": digest(setting.source),
-            "density": point.result.get("density_histogram"),
-            "l0s": point.result.get("l0_histogram"),
-            "training": _training(sweep.folder / "runs" / point.run / "metrics.jsonl"),
+            "density": point.result.density_histogram,
+            "l0s": point.result.l0_histogram,
+            "training": _training(SweepFolder(sweep.folder).run(point.run)),
         }
         for setting in settings(sweep.results.points)
         for point in setting.points
@@ -141,19 +142,19 @@ def _runs(sweep: Named) -> list[dict[str, Any]]:
 
 def _options(points: Sequence[RunPoint], sweeps: Sequence[str]) -> dict[str, list[str]]:
     """By what runs can be filtered and curves be made, and every run's value."""
-    groups = dict.fromkeys(group for point in points for group in point.result["choices"])
+    groups = dict.fromkeys(group for point in points for group in point.result.choices)
     return {
         "sweep": list(sweeps),
         "curve": [point.curve for point in points],
         **{
-            group: [point.result["choices"].get(group, curves.ABSENT) for point in points]
+            group: [point.result.choices.get(group, curves.ABSENT) for point in points]
             for group in groups
             if group not in NOT_SHOWN
         },
-        "k": [f"{point.k:g}" for point in points],
-        **curves.parting([(point.label, point.result["config"]) for point in points]),
+        "k": [f"{point.config.k:g}" for point in points],
+        **curves.parting([(point.label, point.config) for point in points]),
         "label": [point.label for point in points],
-        "seed": [str(point.seed) for point in points],
+        "seed": [str(point.config.seed) for point in points],
     }
 
 
@@ -170,15 +171,12 @@ def _telling(options: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return kept
 
 
-def _training(path: Path) -> dict[str, list[float | int]]:
-    """Some rows of a run's `metrics.jsonl`, as columns; nothing where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    whole = [line for line in lines if line.endswith("}")]  # a crash may have torn the last one
-    step = max(1, -(-len(whole) // MOST_ROWS))
-    found: list[dict[str, float | int]] = [json.loads(line) for line in whole[::-step][::-1]]
-    names = [name for name in TRAINING if any(name in row for row in found)]
-    columns = {name: [_rounded(row.get(name, math.nan)) for row in found] for name in names}
-    return {"tokens": [row["tokens"] for row in found], **columns}
+def _training(run: RunFolder) -> dict[str, list[float]]:
+    """Some rows of a run's metrics, as columns; nothing where there is none."""
+    found = run.rows(at_most=MOST_ROWS)
+    names = [name for name in TRAINING if any(name in row.figures for row in found)]
+    columns = {n: [_rounded(row.figures.get(n, math.nan)) for row in found] for n in names}
+    return {"tokens": [row.tokens for row in found], **columns}
 
 
 def _rounded(value: float | int) -> float:
@@ -197,7 +195,7 @@ def _packs(sweep: Named) -> list[dict[str, Any]]:
 
 
 def _cost(points: Sequence[RunPoint]) -> dict[str, Any]:
-    costs = [point.result.get("cost", {}) for point in points]
+    costs = [point.result.cost for point in points]
     seconds, cpu = (
         max((cost[key] for cost in costs if key in cost), default=None)
         for key in ("seconds", "cpu_seconds")
@@ -207,7 +205,7 @@ def _cost(points: Sequence[RunPoint]) -> dict[str, Any]:
     return {
         "runs": [point.run for point in points],
         "device": device,
-        "tokens_per_s": sum(point.tokens for point in points) / seconds if seconds else None,
+        "tokens_per_s": sum(point.result.tokens for point in points) / seconds if seconds else None,
         "hours": hours,
         "cpu_hours": None if cpu is None else cpu / 3600,
         "gpu_hours": hours if device.startswith("cuda") else None,

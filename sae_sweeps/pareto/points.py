@@ -1,17 +1,16 @@
 """Reads a sweep's finished runs as points of L0 against quality."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
-from sae_sweeps.config.history import upgrade
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.pareto import curves
-from sae_sweeps.record.run import RESULT_VERSION, source
-from sae_sweeps.tracking.interface import scalars
+from sae_sweeps.record.folder import SweepFolder
+from sae_sweeps.record.identity import source
+from sae_sweeps.record.result import Result
 
 
 @dataclass(frozen=True)
@@ -19,20 +18,23 @@ class RunPoint:
     """One finished run."""
 
     run: str
-    label: str
-    """The method, as `token_choice + aux_k`."""
     curve: str
     """The label and what else, besides `k` and seeds, tells it from the sweep's other runs."""
     setting: str
     """Equal for runs that differ in seeds only."""
-    k: float
-    d_sae: int
-    seed: int
-    tokens: int
-    metrics: dict[str, float | int]
+    metrics: dict[str, float]
     """`l0`, `fvu`, ... on held-out tokens, `batch_*` with batch allocation, `train_*`."""
-    result: dict[str, Any]
-    """The whole `result.json`."""
+    result: Result
+
+    @property
+    def label(self) -> str:
+        """The method, as `token_choice + aux_k`."""
+        return self.result.label
+
+    @property
+    def config(self) -> RunConfig:
+        """What it was trained with."""
+        return self.result.config
 
     def get(self, measure: str) -> float | None:
         """Look a measure up; None when it was not measured or is not a number."""
@@ -54,12 +56,12 @@ class Setting:
     @property
     def source(self) -> str:
         """What was reconstructed: figures of settings that differ in it cannot be compared."""
-        return source(self.points[0].result.get("config", {}))
+        return source(self.points[0].config)
 
     @property
     def k(self) -> float:
         """The dial's value, common to its runs."""
-        return self.points[0].k
+        return self.points[0].config.k
 
     def values(self, measure: str) -> list[float]:
         """Give the measure of every run that has it."""
@@ -89,20 +91,21 @@ class Results:
 
 
 def read(folder: Path) -> Results:
-    """Read `runs/*/result.json` of a sweep's folder, and `failed.json` where there is none."""
-    results: dict[str, dict[str, Any]] = {}
+    """Read the results of a sweep's runs, and the failures of those that have none."""
+    results: dict[str, Result] = {}
     failures: dict[str, str] = {}
     unfinished: list[str] = []
-    for run in sorted(path for path in (folder / "runs").glob("[!.]*") if path.is_dir()):
+    for run in SweepFolder(folder).runs:
+        name = run.path.name
         try:
-            if (run / "result.json").exists():
-                results[run.name] = _whole(json.loads((run / "result.json").read_bytes()))
-            elif (run / "failed.json").exists():
-                failures[run.name] = json.loads((run / "failed.json").read_bytes())["error"]
+            if run.finished.exists():
+                results[name] = run.result()
+            elif failure := run.failure():
+                failures[name] = failure.error
             else:
-                unfinished.append(run.name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            failures[run.name] = f"unreadable: {type(error).__name__}: {error}"
+                unfinished.append(name)
+        except ValueError as error:
+            failures[name] = f"unreadable: {error}"
     return Results(folder.resolve().name, _points(results), failures, unfinished)
 
 
@@ -126,36 +129,16 @@ def by_curve(points: Sequence[RunPoint]) -> dict[str, list[Setting]]:
 def together(several: Sequence[Results]) -> list[Results]:
     """The same results, their curves named by what parts the runs of all of them."""
     points = [point for results in several for point in results.points]
-    names = iter(curves.names([(point.label, point.result["config"]) for point in points]))
+    names = iter(curves.names([(point.label, point.config) for point in points]))
     return [
         replace(results, points=[replace(point, curve=next(names)) for point in results.points])
         for results in several
     ]
 
 
-def _whole(result: Mapping[str, Any]) -> dict[str, Any]:
-    if result["version"] not in (1, RESULT_VERSION):
-        raise ValueError(f"version {result['version']} of result.json is not known here")
-    for key in ("label", "config", "k", "d_sae", "seed", "tokens", "metrics"):
-        result[key]
-    return {**result, "config": upgrade(result["config"])}
-
-
-def _points(results: Mapping[str, dict[str, Any]]) -> list[RunPoint]:
-    found = list(results.values())
-    names = curves.names([(result["label"], result["config"]) for result in found])
+def _points(results: Mapping[str, Result]) -> list[RunPoint]:
+    names = curves.names([(result.label, result.config) for result in results.values()])
     return [
-        RunPoint(
-            run=run,
-            label=result["label"],
-            curve=curve,
-            setting=curves.setting(result["config"]),
-            k=float(result["k"]),
-            d_sae=result["d_sae"],
-            seed=result["seed"],
-            tokens=result["tokens"],
-            metrics=scalars(result),
-            result=result,
-        )
+        RunPoint(run, curve, curves.setting(result.config), result.scalars, result)
         for (run, result), curve in zip(results.items(), names, strict=True)
     ]

@@ -14,13 +14,13 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import similarity, table
 from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read
 from sae_sweeps.pareto.rows import rows
+from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.system import files
 from sae_sweeps.tracking.interface import Summary, Tracking
 from sae_sweeps.tracking.off import Off
 
 LOG_WIDTH = 140
 """Columns where there is no terminal to ask, as in a job's log."""
-WRITTEN = ("report.html", "pareto.csv", "pareto.png")
 MEASURES = ("fvu", "ce_recovered", "dead_frac")
 """What is drawn over L0."""
 
@@ -33,7 +33,8 @@ def report(
     Runs that differ in seeds only have their decoders compared, which may take minutes the first
     time. A sweep without a single result writes nothing. Repeating a report renews it.
     """
-    folder = Path(folder)
+    place = SweepFolder(Path(folder))
+    folder = place.path
     console = console or _console()
     with console.status("comparing decoders between seeds"):
         results = similarity.with_similarity(read(folder), folder)
@@ -42,16 +43,15 @@ def report(
         from sae_sweeps.pareto import page, plot  # matplotlib takes a second to load
 
         found = rows(results.points)
-        files.write_text(folder / "pareto.csv", _csv(found))
-        with files.replacing(folder / "pareto.png") as path:
+        files.write_text(place.table, _csv(found))
+        with files.replacing(place.picture) as path:
             plot.draw(results, path)
-        page.write(folder / "report.html", [(folder, results)])
+        page.write(place.page, [(folder, results)])
         (tracking or Off()).summarise(
-            Summary(results.sweep, folder, found, _charts(results.points), folder / "pareto.png")
+            Summary(results.sweep, folder, found, _charts(results.points), place.picture)
         )
-        shown = os.path.relpath(folder)
-        files_written = ", ".join(f"{shown}/{name}" for name in WRITTEN)
-        console.print(Text(f"Written: {files_written}"), soft_wrap=True)
+        written = [os.path.relpath(path) for path in (place.page, place.table, place.picture)]
+        console.print(Text(f"Written: {', '.join(written)}"), soft_wrap=True)
     return results
 
 

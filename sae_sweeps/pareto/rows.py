@@ -21,18 +21,18 @@ def rows(points: list[RunPoint]) -> list[dict[str, Any]]:
             "curve": point.curve,
             **{
                 group: name
-                for group, name in point.result["choices"].items()
+                for group, name in point.result.choices.items()
                 if group not in NOT_TRAINING
             },
-            "k": point.k,
-            "d_sae": point.d_sae,
-            "seed": point.seed,
-            "tokens": point.tokens,
+            "k": point.config.k,
+            "d_sae": point.config.d_sae,
+            "seed": point.config.seed,
+            "tokens": point.result.tokens,
             "frontier": int(point.run in best),
             "curve_frontier": int(point.run in best_of_curve),
             **point.metrics,
-            **{f"evaluation_{k}": v for k, v in point.result.get("evaluation", {}).items()},
-            **{f"cost_{k}": v for k, v in point.result.get("cost", {}).items()},
+            **{f"evaluation_{k}": v for k, v in point.result.evaluation.items()},
+            **{f"cost_{k}": v for k, v in point.result.cost.items()},
         }
         for setting in found
         for point in setting.points

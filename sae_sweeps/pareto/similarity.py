@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sae_sweeps.pareto.points import Results, RunPoint, settings
+from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.system import files
 from sae_sweeps.training.matching import matched_cosines
 
@@ -25,14 +26,15 @@ def with_similarity(results: Results, folder: Path) -> Results:
     """Add `seed_similarity` to the runs that have replicates: the mean over a run's pairs.
 
     A pair's similarity is the mean cosine of the decoders' rows, optimally assigned one to one,
-    over all latents (arXiv 2501.16615). It is kept in `seed_similarity.json` for later reports.
+    over all latents (arXiv 2501.16615). It is kept in the folder for later reports.
     Runs without readable weights are left out.
     """
-    path = folder / f"{MEASURE}.json"
+    place = SweepFolder(folder)
+    path = place.similarities
     kept = _read(path)
     found: dict[str, list[float]] = {}
     for pair in _pairs(results):
-        weights = [folder / "runs" / p.run / "checkpoint" / "weights.safetensors" for p in pair]
+        weights = [place.run(point.run).weights for point in pair]
         try:
             key = " ".join(_identity(file) for file in weights)
             if key not in kept:
@@ -48,14 +50,14 @@ def with_similarity(results: Results, folder: Path) -> Results:
 def too_wide(results: Results) -> int:
     """How many settings with replicates are of more than `MOST_LATENTS` latents."""
     found = [setting.points for setting in settings(results.points)]
-    return sum(len(points) > 1 and points[0].d_sae > MOST_LATENTS for points in found)
+    return sum(len(points) > 1 and points[0].config.d_sae > MOST_LATENTS for points in found)
 
 
 def _pairs(results: Results) -> Iterator[tuple[RunPoint, RunPoint]]:
     for setting in settings(results.points):
         for one, other in combinations(setting.points, 2):
-            same = all(one.result["config"].get(k) == other.result["config"].get(k) for k in SAME)
-            if same and one.d_sae <= MOST_LATENTS:
+            same = all(one.config.nodes[k] == other.config.nodes[k] for k in SAME)
+            if same and one.config.d_sae <= MOST_LATENTS:
                 yield one, other
 
 

@@ -137,7 +137,7 @@ def _cell(setting: Setting, column: Column, detail: int) -> str:
 
 def _caption(found: Sequence[Setting], columns: Sequence[Column], detail: int) -> str:
     points = [point for setting in found for point in setting.points]
-    held_out = amounts(point.result.get("evaluation", {}).get("tokens") for point in points)
+    held_out = amounts(point.result.evaluation.get("tokens") for point in points)
     lines = [f"dead %: latents without one firing in {held_out} held-out tokens"]
     if detail >= 1:
         window = amounts(point.metrics.get("train_dead_window_tokens") for point in points)

@@ -14,8 +14,8 @@ MOST_NAMES = 6
 def subtitle(points: Sequence[RunPoint]) -> str:
     """Say what was trained on what, as far as it is the same for all runs."""
     models = {_model(point) for point in points}
-    widths = {f"d_sae {point.d_sae:,}" for point in points}
-    tokens = {f"{_short(point.tokens)} tokens" for point in points}
+    widths = {f"d_sae {point.config.d_sae:,}" for point in points}
+    tokens = {f"{_short(point.result.tokens)} tokens" for point in points}
     parts = [next(iter(known)) for known in (models, widths, tokens) if len(known) == 1]
     seeds = max(len(setting.points) for setting in settings(points))
     runs = f"{len(points)} run" + "s" * (len(points) > 1)
@@ -23,9 +23,9 @@ def subtitle(points: Sequence[RunPoint]) -> str:
 
 
 def _model(point: RunPoint) -> str:
-    node = point.result["config"].get("target_model", {})
+    node = point.config.nodes["target_model"]
     names = [str(node[key]) for key in ("model", "hook", "path") if key in node]
-    return " @ ".join(names) or point.result["choices"].get("target_model", "")
+    return " @ ".join(names) or point.result.choices.get("target_model", "")
 
 
 def _short(number: int) -> str:
@@ -51,7 +51,7 @@ def off_dial(found: Sequence[Setting]) -> list[Setting]:
 
 
 def _is_fixed(point: RunPoint) -> bool:
-    options = point.result["config"].get("architecture", {})
+    options = point.config.nodes["architecture"]
     return any(
         name.endswith("_coef") and isinstance(value, int | float) and value != 0
         for name, value in options.items()
@@ -92,7 +92,7 @@ def notes(found: Sequence[Setting]) -> list[str]:
 
 def _of_measurement(points: Sequence[RunPoint]) -> Iterator[str]:
     held_out, ce = (
-        amounts(point.result.get("evaluation", {}).get(key) for point in points)
+        amounts(point.result.evaluation.get(key) for point in points)
         for key in ("tokens", "ce_tokens")
     )
     where = "without a batch, as an SAE is used"
@@ -105,12 +105,10 @@ def _of_measurement(points: Sequence[RunPoint]) -> Iterator[str]:
 def _conditions(points: Sequence[RunPoint]) -> dict[str, Counter[str]]:
     """What should be the same for runs that are compared, by name."""
     return {
-        "training tokens": Counter(f"{point.tokens:,}" for point in points),
+        "training tokens": Counter(f"{point.result.tokens:,}" for point in points),
         "tokens measured on": Counter(
-            f"{point.result.get('evaluation', {}).get('tokens', 0):,}" for point in points
+            f"{point.result.evaluation.get('tokens', 0):,}" for point in points
         ),
-        "precision": Counter(
-            point.result.get("cost", {}).get("precision", "?") for point in points
-        ),
-        "device": Counter(point.result.get("cost", {}).get("device", "?") for point in points),
+        "precision": Counter(point.result.cost.get("precision", "?") for point in points),
+        "device": Counter(point.result.cost.get("device", "?") for point in points),
     }

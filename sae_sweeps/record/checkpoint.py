@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_sweeps.errors import one_line
+from sae_sweeps.record.folder import CHECKPOINT_VERSION, RunFolder
 from sae_sweeps.system.files import replacing
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
 KEPT = 2
 """The last one, and one before it in case the last is damaged."""
 
@@ -35,39 +35,39 @@ class Checkpoint:
     """everything else, as JSON"""
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-<tokens>.safetensors`, then remove all but the last two.
+def save(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Write a run's state, then remove all but the last two.
 
     Raises:
         OSError: the disk does not take it; the checkpoints before are still there.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     header = {
-        "version": VERSION,
+        "version": CHECKPOINT_VERSION,
         "identity": checkpoint.identity,
         "tokens": checkpoint.tokens,
         "crc32": _crc32(tensors),
         "state": checkpoint.state,
     }
-    name = f"step-{checkpoint.tokens:015d}.safetensors"
-    with replacing(folder / name) as path:
+    place = folder.step(checkpoint.tokens)
+    with replacing(place) as path:
         try:
             save_file(tensors, path, {"checkpoint": json.dumps(header)})
         except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{folder / name}: {one_line(error)}") from error
-    for path in _saved(folder)[:-KEPT]:
+            raise OSError(f"{place}: {one_line(error)}") from error
+    for path in folder.steps[:-KEPT]:
         path.unlink()
 
 
 def latest(
-    folder: Path, identity: str, tell: Callable[[str], None] = lambda _: None
+    folder: RunFolder, identity: str, tell: Callable[[str], None] = lambda _: None
 ) -> Checkpoint | None:
     """Read the last whole checkpoint of this identity; damaged ones are passed over, and named.
 
     Args:
         tell: is given a line for each that is passed over, as the package's log is.
     """
-    for path in reversed(_saved(folder)):
+    for path in reversed(folder.steps):
         try:
             return _read(path, identity)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -77,22 +77,19 @@ def latest(
     return None
 
 
-def clear(folder: Path) -> None:
+def clear(folder: RunFolder) -> None:
     """Remove all checkpoints, of a run that is finished or starts anew."""
-    for path in _saved(folder):
+    for path in folder.steps:
         path.unlink()
-
-
-def _saved(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"))
 
 
 def _read(path: Path, identity: str) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["checkpoint"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if header["version"] != VERSION:
-        raise ValueError(f"it has version {header['version']}, expected {VERSION}")
+    if header["version"] != CHECKPOINT_VERSION:
+        text = f"it has version {header['version']}, expected {CHECKPOINT_VERSION}"
+        raise ValueError(text)
     if header["identity"] != identity:
         raise ValueError("it is another run's, or of other data")
     if header["crc32"] != _crc32(tensors):

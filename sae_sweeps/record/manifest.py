@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.config.history import upgrade
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.folder import MANIFEST_VERSION, SweepFolder
 from sae_sweeps.record.plan import Plan, Point
 from sae_sweeps.system import files
-
-VERSION = 3
-"""Version 2 has configs of the first version (see `config.history`)."""
 
 PACKAGES = (
     *("sae-sweeps", "torch", "numpy", "safetensors", "transformer-lens", "transformers"),
@@ -98,19 +97,23 @@ def read(folder: Path) -> Manifest:
     Raises:
         ConfigError: for a folder that holds none, or one of another version.
     """
-    path = folder / "sweep.json"
+    path = SweepFolder(folder).manifest
     found = _load(path)
     if found is None:
-        raise ConfigError(f"{folder} is not a sweep's folder: it has no sweep.json.")
+        raise ConfigError(f"{folder} is not a sweep's folder: it has no {path.name}.")
     try:
         rows = found["points"]
-        points = [Point(row["overrides"], upgrade(row["config"]), row["choices"]) for row in rows]
+        points = [_point(row) for row in rows]
         launches = [_launch(launch) for launch in (*found["earlier"], found)]
         return Manifest(found["name"], points, [row["run"] for row in rows], launches)
     except KeyError as error:
         raise ConfigError(f"{path} is not a manifest: it lacks {error}.") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not a manifest: {error}.") from None
+
+
+def _point(row: Mapping[str, Any]) -> Point:
+    return Point(row["overrides"], RunConfig.of(upgrade(row["config"])), row["choices"])
 
 
 def _launch(found: Mapping[str, Any]) -> Launch:
@@ -129,7 +132,7 @@ def typed(argv: Sequence[str]) -> str:
 
 def next_launch(folder: Path) -> int:
     """Number the launch to come, from 1; raises ConfigError for a manifest of another version."""
-    found = _load(folder / "sweep.json")
+    found = _load(SweepFolder(folder).manifest)
     return 1 if found is None else len(found["earlier"]) + 2
 
 
@@ -141,7 +144,7 @@ def write(plan: Plan, packs: Sequence[Pack], launcher: Mapping[str, Any]) -> Non
     Raises:
         ConfigError: for a manifest of another version, which stays as it is.
     """
-    path = plan.folder / "sweep.json"
+    path = plan.files.manifest
     before = _load(path) or {}
     rows = [_row(point, run.name) for point, run in zip(plan.points, plan.runs, strict=True)]
     current = {row["run"] for row in rows}
@@ -155,7 +158,7 @@ def write(plan: Plan, packs: Sequence[Pack], launcher: Mapping[str, Any]) -> Non
         launch = {"command": typed(sys.orig_argv), "cwd": str(Path.cwd()), **mine}
         launch |= {"git": git_state(), "packages": versions(), "search_path": search_path()}
     launch |= {"launcher": dict(launcher), "packs": [asdict(pack) for pack in packs]}
-    manifest = {"version": VERSION, "name": plan.name, **launch}
+    manifest = {"version": MANIFEST_VERSION, "name": plan.name, **launch}
     files.write_json(path, manifest | {"points": kept + rows, "earlier": earlier})
 
 
@@ -164,7 +167,7 @@ def _row(point: Point, run: str) -> dict[str, Any]:
         "run": run,
         "overrides": point.overrides,
         "choices": point.choices,
-        "config": point.config,
+        "config": point.config.tree,
     }
 
 
@@ -183,8 +186,8 @@ def _load(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not JSON; move it away, or give another name.") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
-    if version not in (2, VERSION):
-        text = f"{path} has version {version!r}, expected {VERSION}."
+    if version not in (2, MANIFEST_VERSION):
+        text = f"{path} has version {version!r}, expected {MANIFEST_VERSION}."
         raise ConfigError(f"{text} Give another name.")
     return manifest
 

@@ -8,16 +8,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import checked
 from sae_sweeps.config.history import canonical
-from sae_sweeps.record.run import identity, label
+from sae_sweeps.config.options import RunConfig
+from sae_sweeps.record.identity import identity
+from sae_sweeps.record.run import label
 from sae_sweeps.system.files import digest
 
 KEPT = ("streaming",)
 """What changes nothing but has always been a part of derived names."""
 
 
-def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+def run_name(config: RunConfig, choices: Mapping[str, str]) -> str:
     """Name a run for people and for good: `token-choice-aux-k-k16-s0-1a2b3c4d`."""
-    words = f"{label(dict(choices))} k{config['k']:g} s{config['seed']}"
+    words = f"{label(dict(choices))} k{config.k:g} s{config.seed}"
     slug = re.sub(r"[^a-z0-9.]+", "-", words.lower().replace("×", "x")).strip("-")
     return f"{slug}-{identity(config)[:8]}"
 
@@ -50,7 +52,7 @@ def _loose(value: Any) -> Any:
 def run_id(*, _root_: DictConfig) -> str:
     """`${run_id:}`: the run's folder, for launchers that are not ours."""
     choices = OmegaConf.select(_root_, "hydra.runtime.choices")
-    return run_name(checked(_root_), choices)
+    return run_name(RunConfig.of(checked(_root_)), choices)
 
 
 def sweep_name(*, _root_: DictConfig) -> str:

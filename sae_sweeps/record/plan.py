@@ -1,22 +1,21 @@
 """A sweep's plan: which runs are there, which are finished, who shares a pack."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sae_sweeps.config.groups import GROUPS
-from sae_sweeps.config.history import acting, moved, upgrade, walk
-from sae_sweeps.config.options import ROOT
+from sae_sweeps.config.history import acting, moved, walk
+from sae_sweeps.config.options import ROOT, RunConfig
 from sae_sweeps.config.signature import signature
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.folder import SweepFolder
+from sae_sweeps.record.identity import identity, pass_identity
 from sae_sweeps.record.naming import run_name
-from sae_sweeps.record.run import METRICS_VERSION, RESULT_VERSION, Run, identity, pass_identity
-from sae_sweeps.system import files
+from sae_sweeps.record.result import METRICS_VERSION, Result
+from sae_sweeps.record.run import Run
 
 OF_THE_POINT = ("name", "k")
 """What changes no weights and yet may stand in a point."""
@@ -35,7 +34,7 @@ class Point:
     """One combination of a sweep's axes, composed and checked."""
 
     overrides: list[str]
-    config: dict[str, Any]
+    config: RunConfig
     choices: dict[str, str]
 
 
@@ -48,7 +47,7 @@ class Plan:
     points: list[Point]
     runs: list[Run]
     """The run of every point; points of equal identity share one."""
-    finished: dict[str, dict[str, Any]]
+    finished: dict[str, Result]
     """The result of every run that needs nothing more, by the run's name."""
     packs: list[list[Run]]
     """The runs to train, by the pass over a target model that they share."""
@@ -66,9 +65,14 @@ class Plan:
     """When it was made, ISO 8601: what tells the launches of one process apart."""
 
     @property
+    def files(self) -> SweepFolder:
+        """What lies in the folder."""
+        return SweepFolder(self.folder)
+
+    @property
     def resumed(self) -> int:
         """How many of the runs to train have a checkpoint to go on from."""
-        return sum(run.saved_tokens > 0 for pack in self.packs for run in pack)
+        return sum(run.files.saved_tokens > 0 for pack in self.packs for run in pack)
 
     @property
     def repeated(self) -> int:
@@ -93,17 +97,17 @@ def make_plan(
     """
     under_way = under_way or {}
     _refuse_differences(points)
-    force, anew = (points[0].config[wish] for wish in LAUNCH_ONLY)
+    force, anew = points[0].config.force, points[0].config.measure_anew
     points = [_settled(point) for point in points]
     known: dict[str, Run] = {}
-    finished: dict[str, dict[str, Any]] = {}
+    finished: dict[str, Result] = {}
     packs: dict[str, list[Run]] = {}
     remeasured: dict[str, list[Run]] = {}
     for point in points:
         key = identity(point.config)
         if key not in known:
             run = known[key] = _run(name, folder, point, key, anew)
-            result = None if force else finished_result(run.folder, key)
+            result = None if force else run.files.result_of(point.config)
             shared = pass_identity(point.config)
             if run.name in under_way:
                 _refuse_busy(run, under_way[run.name], force)
@@ -131,8 +135,8 @@ def _changed(new: Iterable[Point], before: Iterable[Point]) -> dict[str, tuple[A
     there = {_words(point): point.config for point in before}
     found: dict[str, tuple[Any, Any]] = {}
     for point in new:
-        was = dict(walk(acting(there.get(_words(point), point.config))))
-        now = dict(walk(acting(point.config)))
+        was = dict(walk(acting(there.get(_words(point), point.config).tree)))
+        now = dict(walk(acting(point.config.tree)))
         for path in (path for path in [*was, *now] if was.get(path) != now.get(path)):
             found.setdefault(path, (was.get(path), now.get(path)))
     return found
@@ -147,7 +151,8 @@ def _words(point: Point) -> frozenset[str]:
 def _settled(point: Point) -> Point:
     """Leave out wishes for this launch."""
     words = [w for w in point.overrides if w.lstrip("+").partition("=")[0] not in LAUNCH_ONLY]
-    return replace(point, overrides=words, config=point.config | dict.fromkeys(LAUNCH_ONLY, False))
+    config = replace(point.config, force=False, measure_anew=False)
+    return replace(point, overrides=words, config=config)
 
 
 def _refuse_busy(run: Run, job: str, force: bool) -> None:
@@ -158,7 +163,7 @@ def _refuse_busy(run: Run, job: str, force: bool) -> None:
 
 def move_aside(plan: Plan) -> list[tuple[Path, Path]]:
     """Put the folders of runs that start anew into `aside/<time>/`; gives old and new places."""
-    home = plan.folder / "aside" / plan.time.replace(":", "-")
+    home = plan.files.aside(plan.time)
     moved = [(run.folder, home / run.name) for run in plan.aside]
     for old, new in moved:
         home.mkdir(parents=True, exist_ok=True)
@@ -166,49 +171,27 @@ def move_aside(plan: Plan) -> list[tuple[Path, Path]]:
     return moved
 
 
-def up_to_date(result: Mapping[str, Any], run: Run) -> bool:
+def up_to_date(result: Result, run: Run) -> bool:
     """Say whether a finished run's figures are those that it would get today."""
-    version = result.get("evaluation", {}).get("metrics_version")
-    same_options = result["config"]["evaluation"] == run.config["evaluation"]
-    return same_options and version == METRICS_VERSION and not run.config["measure_anew"]
+    same_options = result.config.evaluation == run.config.evaluation
+    today = result.evaluation.get("metrics_version") == METRICS_VERSION
+    return same_options and today and not run.config.measure_anew
 
 
 def _run(sweep: str, folder: Path, point: Point, key: str, anew: bool) -> Run:
     """Name a run's folder, or find the one that holds this identity under another slug."""
     name = run_name(point.config, point.choices)
-    held = [path for path in (folder / "runs").glob(f"*-{key[:8]}") if path.is_dir()]
+    sweeps = SweepFolder(folder)
+    held = [path for path in sweeps.home.glob(f"*-{key[:8]}") if path.is_dir()]
     if held:
         name = sorted(held)[0].name
-    home = folder / "runs" / name
-    config = point.config | {"measure_anew": anew}
-    return Run(name, sweep, home, config, point.choices, point.overrides)
+    config = replace(point.config, measure_anew=anew)
+    return Run(name, sweep, sweeps.run(name).path, config, point.choices, point.overrides)
 
 
 def _refuse_differences(points: Iterable[Point]) -> None:
+    trees = [point.config.tree for point in points]
     for key in ONE_PER_SWEEP:
-        seen = [point.config[key] for point in points]
+        seen = [tree[key] for tree in trees]
         if any(value != seen[0] for value in seen):
             raise ConfigError(f"{key} differs between points; a sweep has one {key}.")
-
-
-def finished_result(folder: Path, key: str) -> dict[str, Any] | None:
-    """Read a run's result, if it is whole and of this identity."""
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        result["config"] = upgrade(result["config"])
-        whole = 1 <= result["version"] <= RESULT_VERSION and "metrics" in result
-        return result if whole and identity(result["config"]) == key else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-# --- What is written -----------------------------------------------------------------------
-
-
-def write_run_files(run: Run) -> None:
-    """Put a run's config and overrides into its folder; an earlier failure is forgotten."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
-    overrides = OmegaConf.to_yaml(OmegaConf.create(run.overrides))
-    files.write_text(run.folder / "overrides.yaml", overrides)
-    (run.folder / "failed.json").unlink(missing_ok=True)

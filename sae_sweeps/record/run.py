@@ -1,20 +1,11 @@
 """What one run of a sweep is; no torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sae_sweeps.config.groups import GROUPS
-from sae_sweeps.config.history import canonical
-from sae_sweeps.config.options import total_tokens
-from sae_sweeps.system.files import digest
-
-RESULT_VERSION = 2
-"""Of `result.json`; version 1 has the config of the first version (see `config.history`)."""
-METRICS_VERSION = 3
-"""Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
-
+from sae_sweeps.config.options import RunConfig
+from sae_sweeps.record.folder import RunFolder
 
 FIGURES = (
     *("l0", "l0_p5", "l0_median", "l0_p95", "l0_max", "fvu", "mse", "cosine", "dead_frac"),
@@ -24,36 +15,6 @@ FIGURES = (
 )
 """What `result.json` may hold as `metrics`: cross-entropies where there is a model, true figures
 where there is a known dictionary."""
-
-
-STREAM_KEYS = ("stream", *(group.name for group in GROUPS if group.streams))
-"""What rules activation batches."""
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """Hash what can change a run's weights, of a checked config."""
-    return digest(canonical(config))
-
-
-def stream_identity(config: Mapping[str, Any]) -> str:
-    """Hash what the activation batches are a function of: runs that agree in it share a stream."""
-    acting = canonical(config)
-    return digest({key: acting[key] for key in STREAM_KEYS})
-
-
-def pass_identity(config: Mapping[str, Any]) -> str:
-    """Hash what one pass over a target model is a function of: runs that agree can share a pack.
-
-    Activations at several hooks come from one pass.
-    """
-    node = {key: value for key, value in config["target_model"].items() if key != "hook"}
-    return stream_identity({**config, "target_model": node})
-
-
-def source(config: Mapping[str, Any]) -> str:
-    """Hash what is reconstructed: figures of runs that differ in it cannot be compared."""
-    acting = canonical(config)
-    return digest([acting.get(group.name) for group in GROUPS if group.streams])
 
 
 @dataclass(frozen=True)
@@ -66,23 +27,21 @@ class Run:
     """The sweep's name, which is also the tracker's group."""
     folder: Path
     """`outputs/<sweep>/runs/<name>`, absolute."""
-    config: dict[str, Any]
-    """The checked, normalised config, plain Python values."""
+    config: RunConfig
     choices: dict[str, str]
     """The option file chosen per group: `{"architecture": "relu", ...}`."""
     overrides: list[str]
     """What the user's command changed, in Hydra's grammar."""
 
     @property
-    def total_tokens(self) -> int:
-        """How many tokens it trains on, in whole batches."""
-        return total_tokens(self.config)
+    def files(self) -> RunFolder:
+        """What lies in the folder."""
+        return RunFolder(self.folder)
 
     @property
-    def saved_tokens(self) -> int:
-        """How many tokens its last checkpoint has seen; 0 without one."""
-        saved = sorted((self.folder / "checkpoint").glob("step-*.safetensors"))
-        return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+    def title(self) -> str:
+        """What tells it from the other runs of a pack, for people."""
+        return title(self.label, self.config)
 
     @property
     def label(self) -> str:
@@ -103,3 +62,8 @@ def label(choices: dict[str, str]) -> str:
     extras = [choices.get(g.name, g.usual) for g in labelled]
     unusual = [extra for extra, g in zip(extras, labelled, strict=True) if extra != g.usual]
     return " + ".join([name, *map(str, unusual)])
+
+
+def title(label: str, config: RunConfig) -> str:
+    """Tell a run from others of its pack: `gated, k 16, seed 0`."""
+    return f"{label}, k {config.k:g}, seed {config.seed}"

@@ -1,6 +1,5 @@
 """The state of a sweep's runs, judged by its files, its locks and what SLURM says."""
 
-import json
 import math
 import os
 import shlex
@@ -9,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.config.options import total_tokens
 from sae_sweeps.errors import one_line
 from sae_sweeps.record import manifest
+from sae_sweeps.record.folder import RunFolder, SweepFolder, last_lines
 from sae_sweeps.record.manifest import Manifest
-from sae_sweeps.record.plan import Point, finished_result
-from sae_sweeps.record.run import identity, label
+from sae_sweeps.record.plan import Point
+from sae_sweeps.record.result import Failure, Result
+from sae_sweeps.record.run import label
 from sae_sweeps.system import cluster, files
 
 STATES = ("done", "running", "pending", "preempted", "failed", "lost")
@@ -28,9 +28,6 @@ UNDER_WAY = ("running", "pending", "preempted")
 
 AT_WORK = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
 """SLURM's words for a live job that has its nodes; any other live one waits for some."""
-
-TAIL = 1 << 16
-"""Bytes read from the end of `metrics.jsonl`: many rows."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,11 @@ class RunStatus:
     """Why it failed, was lost or waits; else empty."""
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     """A finished run's figures."""
+
+    @property
+    def title(self) -> str:
+        """What tells it from the others, for people."""
+        return f"{self.label}, k {self.k:g}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,14 @@ def read(folder: Path) -> SweepStatus:
     Raises:
         ConfigError: for a folder that is no sweep's, or whose manifest has another version.
     """
-    held = files.is_locked(folder / ".lock")
+    place = SweepFolder(folder)
+    held = files.is_locked(place.lock)
     found = manifest.read(folder)
     points = dict(zip(found.runs, found.points, strict=True))
-    results = {name: _result(folder, name, point) for name, point in points.items()}
+    results = {name: place.run(name).result_of(point.config) for name, point in points.items()}
     packs = [found.pack_of(name) for name, result in results.items() if result is None]
     jobs, problem = _ask({pack.job for pack in packs if pack and pack.job})
-    around = _Around(folder, found, held, jobs, problem)
+    around = _Around(place, found, held, jobs, problem)
     runs = [_judge(name, point, results[name], around) for name, point in points.items()]
     live = sorted(job.id for job in jobs.values() if job.live)
     return SweepStatus(found.name, folder, runs, problem, live)
@@ -121,7 +124,7 @@ def read(folder: Path) -> SweepStatus:
 class _Around:
     """What is known of the sweep, and not of one run alone."""
 
-    folder: Path
+    folder: SweepFolder
     manifest: Manifest
     held: bool
     """Whether a launch is at work."""
@@ -146,36 +149,35 @@ def _ask(ids: set[str]) -> tuple[dict[str, cluster.Job], str]:
         return {}, one_line(error)
 
 
-def _judge(name: str, point: Point, result: dict[str, Any] | None, around: _Around) -> RunStatus:
-    run = around.folder / "runs" / name
-    locked = files.is_locked(run / ".lock")  # before the files are read
-    result = result or _result(around.folder, name, point)
-    failure = _failure(run)
-    verdict = _verdict(name, result, failure, locked, around)
+def _judge(name: str, point: Point, result: Result | None, around: _Around) -> RunStatus:
+    run = around.folder.run(name)
+    locked = files.is_locked(run.lock)  # before the files are read
+    result = result or run.result_of(point.config)
+    failure = run.failure()
+    verdict = _verdict(run, result, failure, locked, around)
     pack = around.manifest.pack_of(name)
-    row = _last_row(run / "metrics.jsonl")
-    tokens = row.get("tokens")
-    figures = row.get("train/l0"), row.get("train/fvu")
-    speed = row.get("perf/tokens_per_s") if verdict.state == "running" else None
+    row = run.last_row()
+    tokens, figures = (row.tokens, row.figures) if row else (0, {})
+    l0, fvu = figures.get("train/l0"), figures.get("train/fvu")
+    speed = figures.get("perf/tokens_per_s") if verdict.state == "running" else None
     metrics: dict[str, float] = {}
     if result is not None:
-        metrics = _numbers(result["metrics"])
-        tokens = result.get("tokens", tokens)
-        figures = metrics.get("l0"), metrics.get("fvu")
-        speed = _mapping(result.get("cost")).get("tokens_per_s")
-    elif failure is not None:
-        tokens = failure.get("tokens", tokens)
+        metrics = _numbers(result.metrics)
+        tokens, speed = result.tokens, result.cost.get("tokens_per_s")
+        l0, fvu = metrics.get("l0"), metrics.get("fvu")
+    elif failure is not None and failure.tokens is not None:
+        tokens = failure.tokens
     return RunStatus(
         name=name,
         label=label(point.choices),
-        k=float(point.config["k"]),
-        seed=point.config["seed"],
+        k=point.config.k,
+        seed=point.config.seed,
         state=verdict.state,
         tokens=int(_number(tokens) or 0),
-        total_tokens=total_tokens(point.config),
+        total_tokens=point.config.total_tokens,
         tokens_per_s=_number(speed),
-        l0=_number(figures[0]),
-        fvu=_number(figures[1]),
+        l0=_number(l0),
+        fvu=_number(fvu),
         job=pack.job if pack else None,
         node=verdict.node,
         reason=verdict.reason,
@@ -184,9 +186,9 @@ def _judge(name: str, point: Point, result: dict[str, Any] | None, around: _Arou
 
 
 def _verdict(
-    name: str,
-    result: dict[str, Any] | None,
-    failure: dict[str, Any] | None,
+    run: RunFolder,
+    result: Result | None,
+    failure: Failure | None,
     locked: bool,
     around: _Around,
 ) -> _Verdict:
@@ -194,8 +196,8 @@ def _verdict(
     if result is not None:
         return _Verdict("done")
     if failure is not None:
-        return _Verdict("failed", one_line(failure.get("error", "failed.json cannot be read")))
-    launch, pack = around.manifest.planned(name) or (None, None)
+        return _Verdict("failed", one_line(failure.error))
+    launch, pack = around.manifest.planned(run.path.name) or (None, None)
     number = pack.job if pack else None
     job = around.jobs.get(number) if number else None
     if job is not None and job.live and (locked or job.state in AT_WORK):
@@ -206,10 +208,10 @@ def _verdict(
         return _Verdict("preempted" if job.restarts else "pending", _why(job), job.node)
     if around.held and number is None and launch is around.manifest.launches[-1]:
         return _Verdict("pending", "waits for its turn")
-    return _Verdict("lost", _loss(name, number, job, around))
+    return _Verdict("lost", _loss(run, number, job, around))
 
 
-def _loss(name: str, number: str | None, job: cluster.Job | None, around: _Around) -> str:
+def _loss(run: RunFolder, number: str | None, job: cluster.Job | None, around: _Around) -> str:
     """Say what is known of why nobody works on a run."""
     if number and around.problem:
         return "SLURM could not be asked about its job"
@@ -217,19 +219,13 @@ def _loss(name: str, number: str | None, job: cluster.Job | None, around: _Aroun
         said = "SLURM does not know its job any more"
         if job is not None:
             said = f"its job ended as {_why(job, first=job.state)}"
-        return f"{said}{_last_words(around.folder / 'packs' / number / f'{number}_0_log.err')}"
-    started = (around.folder / "runs" / name / "run.log").exists()
-    return "the process that trained it is gone" if started else "it was never started"
+        return f"{said}{_last_words(around.folder.job_errors(number))}"
+    return "the process that trained it is gone" if run.log.exists() else "it was never started"
 
 
 def _last_words(path: Path) -> str:
     """Quote what SLURM, or else the process itself, last wrote into a job's log of errors."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - TAIL, 0))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
+    lines = last_lines(path)
     step = [line for line in lines if line.startswith("slurmstepd") and "***" not in line]
     noise = ("slurmstepd", "srun", "submitit")
     own = [line for line in lines if line.strip() and not line.startswith(noise)]
@@ -241,47 +237,8 @@ def _why(job: cluster.Job, first: str = "") -> str:
     return ": ".join(word for word in (first, job.reason) if word)
 
 
-# --- A run's files, which a crash may have torn --------------------------------------------
-
-
-def _result(folder: Path, name: str, point: Point) -> dict[str, Any] | None:
-    return finished_result(folder / "runs" / name, identity(point.config))
-
-
-def _failure(run: Path) -> dict[str, Any] | None:
-    """Read `failed.json`; None without one, nothing in it if it cannot be read."""
-    try:
-        return dict(_mapping(json.loads((run / "failed.json").read_bytes())))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError):
-        return {}
-
-
-def _last_row(path: Path) -> dict[str, Any]:
-    """Read the last whole row of a run's metrics, from the file's end."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - TAIL, 0))
-            lines = file.read().splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            row = _mapping(json.loads(line))
-        except ValueError:
-            continue
-        if _number(row.get("tokens")) is not None:
-            return dict(row)
-    return {}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _numbers(value: object) -> dict[str, float]:
-    found = {name: _number(figure) for name, figure in _mapping(value).items()}
+def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
+    found = {name: _number(figure) for name, figure in metrics.items()}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 

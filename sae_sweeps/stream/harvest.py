@@ -4,17 +4,16 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split, TargetModel
-from sae_sweeps.record.run import stream_identity
+from sae_sweeps.record.identity import stream_identity
 from sae_sweeps.stream.live import Stream, require_held_out
 from sae_sweeps.stream.order import Order
 
@@ -29,29 +28,26 @@ class Harvest:
         ConfigError: what only the model or the data could tell.
     """
 
-    def __init__(
-        self, configs: Sequence[Mapping[str, Any]], device: torch.device, pool: Executor
-    ) -> None:
+    def __init__(self, configs: Sequence[RunConfig], device: torch.device, pool: Executor) -> None:
         distinct = {stream_identity(config): config for config in configs}
         targets, self.groups = _opened(distinct, device)
-        given = options.StreamOptions(**configs[0]["stream"])
-        evaluated = configs[0]["evaluation"]["tokens"]
+        given, evaluation = configs[0].stream, configs[0].evaluation
         self.order = Order(next(iter(targets.values())), given.seed)
-        require_held_out(self.order, evaluated)
+        require_held_out(self.order, evaluation.tokens)
         everyone = targets.values()
         sample = self._read(everyone, "train", (0, given.calibration_tokens), pool).result()
-        held_out = self._read(everyone, "held_out", (0, evaluated), pool).result()
+        held_out = self._read(everyone, "held_out", (0, evaluation.tokens), pool).result()
         self._streams: dict[str, Stream | ConfigError] = {}
         for key, target in targets.items():
+            read = sample.pop(target), held_out.pop(target)
             try:
-                stream = self._streams[key] = Stream(target, given, sample.pop(target))
-                stream.keep_held_out(held_out.pop(target))
-                if target.has_loss and configs[0]["evaluation"]["ce_tokens"]:
+                stream = self._streams[key] = Stream(target, given, self.order, *read)
+                if target.has_loss and evaluation.ce_tokens:
                     stream.require_predictions()
             except ConfigError as error:  # the others' activations may be in order
                 self._streams[key] = error
 
-    def stream(self, config: Mapping[str, Any]) -> Stream:
+    def stream(self, config: RunConfig) -> Stream:
         """The stream that a run's config describes.
 
         Raises:
@@ -87,13 +83,13 @@ class Harvest:
 
 
 def _opened(
-    configs: Mapping[str, Mapping[str, Any]], device: torch.device
+    configs: Mapping[str, RunConfig], device: torch.device
 ) -> tuple[dict[str, TargetModel], list[list[TargetModel]]]:
     """A target model for each config, and lists of those that share their passes."""
     targets: dict[str, TargetModel] = {}
     groups: list[list[TargetModel]] = []
     for key, config in configs.items():
-        node = config["target_model"]
+        node = config.nodes["target_model"]
         for group in groups:
             beside = group[0].beside(node["hook"])
             if beside is not None:
@@ -101,7 +97,7 @@ def _opened(
                 group.append(beside)
                 break
         else:
-            targets[key] = build(node, build(config["data"]), device)
+            targets[key] = build(node, build(config.nodes["data"]), device)
             groups.append([targets[key]])
     return targets, groups
 

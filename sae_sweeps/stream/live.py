@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import StreamOptions
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.interfaces import Architecture, Divergence, Splice, Split, TargetModel
+from sae_sweeps.interfaces import Architecture, Divergence, Splice, TargetModel
 from sae_sweeps.stream.order import HELD_OUT_SEED, Order, permutation
 
 PROBED_TOKENS = 1024
@@ -27,25 +27,26 @@ class Stream:
     off before (arXiv 2605.31518). Both are folded back into the saved weights.
 
     Args:
-        sample: the unscaled calibration tokens, where they were read before.
+        order: of the target model's rows.
+        sample: the unscaled calibration tokens.
+        held_out: the first unscaled held-out tokens, as many as are measured on.
 
     Raises:
-        ConfigError: a split holds fewer tokens than asked for, or activations are not finite.
+        ConfigError: activations are not finite, or all zero.
     """
 
     def __init__(
         self,
         target: TargetModel,
-        given: options.StreamOptions,
-        sample: Float[Tensor, "tokens d_in"] | None = None,
+        given: StreamOptions,
+        order: Order,
+        sample: Float[Tensor, "tokens d_in"],
+        held_out: Float[Tensor, "held_out d_in"],
     ) -> None:
-        self.target, self.given = target, given
-        self.order = Order(target, given.seed)
+        self.target, self.given, self.order = target, given, order
         self.batches_per_chunk = given.chunk_tokens // given.batch_tokens
         self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
-        if sample is None:
-            sample = self._tokens("train", 0, given.calibration_tokens)
-        if fault := fault_of(sample, target):
+        if fault := fault_of(sample, target) or fault_of(held_out, target):
             raise ConfigError(fault)
         self.raw_mean = sample.mean(0)
         self.offset = self.raw_mean if given.centre else torch.zeros_like(self.raw_mean)
@@ -54,7 +55,9 @@ class Stream:
             raise ConfigError("target_model: its activations are all zero, or too large.")
         self.scale = 1 / norm
         self.mean = self.scaled(self.raw_mean)
-        self._held_out: dict[int, Tensor] = {}
+        shuffled = permutation(len(held_out), HELD_OUT_SEED, 2, 0)
+        self.held_out: Float[Tensor, "held_out d_in"] = self.scaled(held_out)[shuffled]
+        """scaled; shuffled, so that batches look like training's"""
         self._reference_ce: dict[int, dict[str, float]] = {}
 
     def scaled(self, acts: Float[Tensor, "*any d_in"]) -> Float[Tensor, "*any d_in"]:
@@ -92,10 +95,6 @@ class Stream:
         stop = start + self.chunk_tokens
         return start, stop if self.given.repeat else min(stop, self.order.size("train"))
 
-    def chunk(self, index: int) -> Float[Tensor, "chunk d_in"]:
-        """Chunk `index`, shuffled; `batch_tokens` rows at a time are the batches."""
-        return self.shuffled(self._tokens("train", *self.span(index)), index)
-
     def shuffled(
         self, tokens: Float[Tensor, "chunk d_in"], index: int
     ) -> Float[Tensor, "chunk d_in"]:
@@ -124,20 +123,6 @@ class Stream:
             return self.target.spliced_losses("train", rows, splice).kl.mean()
 
         return x, divergence
-
-    def held_out(self, tokens: int) -> Float[Tensor, "tokens d_in"]:
-        """The first held-out tokens, scaled; shuffled, so that batches look like training's."""
-        if tokens not in self._held_out:
-            require_held_out(self.order, tokens)
-            self.keep_held_out(self._tokens("held_out", 0, tokens))
-        return self._held_out[tokens]
-
-    def keep_held_out(self, tokens: Float[Tensor, "tokens d_in"]) -> None:
-        """Take the first unscaled held-out tokens for `held_out`."""
-        if fault := fault_of(tokens, self.target):
-            raise ConfigError(fault)
-        order = permutation(len(tokens), HELD_OUT_SEED, 2, 0)
-        self._held_out[len(tokens)] = self.scaled(tokens)[order.to(tokens.device)]
 
     @torch.no_grad()
     def reference_ce(self, tokens: int) -> dict[str, float]:
@@ -171,11 +156,6 @@ class Stream:
     def held_out_rows(self, tokens: int) -> Int[Tensor, " rows"]:
         """Held-out token rows that hold at least `tokens` tokens, in the order of `held_out`."""
         return self.order.rows_with("held_out", 0, tokens)
-
-    def _tokens(self, split: Split, start: int, stop: int) -> Float[Tensor, "tokens d_in"]:
-        """Unscaled tokens [start, stop)."""
-        acts = self.target.activations(split, self.order.rows_with(split, start, stop))
-        return self.order.cut(acts, start, stop)
 
 
 def require_held_out(order: Order, tokens: int) -> None:

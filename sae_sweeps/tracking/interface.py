@@ -1,11 +1,11 @@
-"""What a tracker is: a mirror of `metrics.jsonl` and `result.json`, which stay the truth."""
+"""What a tracker is: a mirror of what runs leave in their folders, which stays the truth."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.record.result import Result, Row
 from sae_sweeps.record.run import Run
 
 
@@ -13,12 +13,12 @@ class TrackedRun(ABC):
     """The tracker's side of one run; no method waits for a server or raises."""
 
     @abstractmethod
-    def log(self, row: Mapping[str, float | int]) -> None:
-        """Mirror one row of `metrics.jsonl`; its `tokens` becomes the x-axis `tokens_seen`."""
+    def log(self, row: Row) -> None:
+        """Mirror one row of metrics, over its tokens."""
 
     @abstractmethod
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
-        """End the run with the content of its `result.json`, or `{}` when there is none."""
+    def finish(self, result: Result | None) -> None:
+        """End the run with its result; without one it has failed."""
 
     @abstractmethod
     def preempt(self) -> None:
@@ -43,7 +43,7 @@ class Tracking(ABC):
 
     @abstractmethod
     def open(self, run: Run) -> TrackedRun:
-        """Start mirroring `run`; a resumed one after its `metrics.jsonl` was cut back.
+        """Start mirroring `run`; a resumed one after its rows were cut back.
 
         The rows that it has then are mirrored too, if an earlier attempt was killed before. The
         mirror ends up with each row once, however often the run is interrupted.
@@ -56,13 +56,3 @@ class Tracking(ABC):
     @abstractmethod
     def close(self, limit_s: float | None = None) -> None:
         """Wait until the mirrors have caught up: `limit_s` seconds, or a limit of their own."""
-
-
-def scalars(result: Mapping[str, Any]) -> dict[str, float | int]:
-    """Flatten the measurements of a `result.json`: `l0`, `batch_l0`, `train_dead_frac`, ..."""
-    prefixes = {"metrics": "", "batch": "batch_", "train": "train_"}
-    return {
-        prefix + key: value
-        for section, prefix in prefixes.items()
-        for key, value in result.get(section, {}).items()
-    }

@@ -1,15 +1,14 @@
 """Measures a trained SAE on held-out tokens, with and without a batch to allocate over."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import EvaluationOptions
 from sae_sweeps.interfaces import Architecture, TargetModel
-from sae_sweeps.record.run import METRICS_VERSION
+from sae_sweeps.record.result import METRICS_VERSION
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.system import interrupt
 from sae_sweeps.training import metrics
@@ -18,21 +17,23 @@ from sae_sweeps.training.matching import recovery
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The measured part of `result.json`."""
+    """The measured part of a `Result`, under the same names."""
 
-    free: dict[str, float]
+    metrics: dict[str, float]
     """batch-free inference: the Pareto point; with cross-entropy where there is a model, and
     with how much is recovered of a known dictionary"""
     batch: dict[str, float]
     """allocation over batches of `stream.batch_tokens`, as in training"""
+    evaluation: dict[str, int]
+    """what was measured on, and by which version of the figures"""
     density_histogram: dict[str, list[float]]
     l0_histogram: dict[str, list[int]]
     fvu_by_l0_decile: list[dict[str, float]]
 
 
-def evaluate(sae: Architecture, stream: Stream, given: options.EvaluationOptions) -> Evaluation:
+def evaluate(sae: Architecture, stream: Stream, given: EvaluationOptions) -> Evaluation:
     """Measure `sae` on the held-out tokens of its stream."""
-    x = stream.held_out(given.tokens)
+    x = stream.held_out
     d_in, batch_tokens = x.shape[1], stream.given.batch_tokens
     zero = stream.scaled(torch.zeros_like(x[0]))
     measured = measure(sae.eval(), x, zero, batch_tokens)
@@ -41,9 +42,15 @@ def evaluate(sae: Architecture, stream: Stream, given: options.EvaluationOptions
     free = free | known_truth(sae, stream.target)
     if stream.target.has_loss and given.ce_tokens:
         free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
+    measured_on = {
+        "tokens": len(x),
+        "ce_tokens": given.ce_tokens if stream.target.has_loss else 0,
+        "metrics_version": METRICS_VERSION,
+    }
     return Evaluation(
         free,
         batch,
+        measured_on,
         metrics.density_histogram(measured),
         metrics.l0_histogram(measured),
         metrics.fvu_by_l0_decile(measured),
@@ -112,21 +119,3 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
         | {f"ce_{name}": value for name, value in reference.items()}
         | {name: value for name, value in recovered.items() if value is not None}
     )
-
-
-def as_result(
-    evaluation: Evaluation, given: options.EvaluationOptions, has_loss: bool
-) -> dict[str, Any]:
-    """The entries of `result.json` that evaluation fills."""
-    return {
-        "metrics": evaluation.free,
-        "batch": evaluation.batch,
-        "evaluation": {
-            "tokens": given.tokens,
-            "ce_tokens": given.ce_tokens if has_loss else 0,
-            "metrics_version": METRICS_VERSION,
-        },
-        "density_histogram": evaluation.density_histogram,
-        "l0_histogram": evaluation.l0_histogram,
-        "fvu_by_l0_decile": evaluation.fvu_by_l0_decile,
-    }

@@ -14,21 +14,23 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.engine import gemm
 from sae_sweeps.engine.acts import max_listed
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.interfaces import Architecture, FineTune
 from sae_sweeps.record import checkpoint
-from sae_sweeps.record.run import Run, identity
+from sae_sweeps.record.identity import identity
+from sae_sweeps.record.result import Failure, Result, Row
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.system import interrupt
-from sae_sweeps.system.files import LogFile, digest, write_json, write_text
+from sae_sweeps.system.files import LogFile, digest, write_text
 from sae_sweeps.tracking.interface import TrackedRun, Tracking
 from sae_sweeps.training import results, snapshot
 from sae_sweeps.training.clock import Clock
-from sae_sweeps.training.evaluation import as_result, evaluate
+from sae_sweeps.training.evaluation import evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.listener import Listener
 from sae_sweeps.training.trainer import new_trainer
@@ -42,13 +44,11 @@ LOOK_EVERY_S = 0.5
 CPU = torch.device("cpu")
 
 
-def new_sae(config: dict[str, Any], d_in: int, device: torch.device = CPU) -> Architecture:
+def new_sae(config: RunConfig, d_in: int, device: torch.device = CPU) -> Architecture:
     """The SAE that a run's config describes, weights yet to be drawn, to be moved to `device`."""
-    d_sae = config["d_sae"]
-    sae: Architecture = build(
-        config["architecture"], d_in, d_sae, build(config["allocator"], d_sae)
-    )
-    sae.max_listed = max_listed(config["engine"], device, d_sae)
+    d_sae, nodes = config.d_sae, config.nodes
+    sae: Architecture = build(nodes["architecture"], d_in, d_sae, build(nodes["allocator"], d_sae))
+    sae.max_listed = max_listed(config.engine, device, d_sae)
     return sae
 
 
@@ -62,12 +62,12 @@ class Member:
     def __init__(self, index: int, run: Run, stream: Stream, display: Listener) -> None:
         self.index, self.run, self.stream, self.display = index, run, stream, display
         config, device = run.config, stream.target.device
-        self.evaluation = options.EvaluationOptions(**config["evaluation"])
-        stream.held_out(self.evaluation.tokens)
         sae = new_sae(config, stream.target.d_in, device)
-        sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())
+        sae.initialise(torch.Generator().manual_seed(config.seed), stream.mean.cpu())
         self.trainer = new_trainer(config, sae.to(device))
-        self.fine_tune: FineTune = build(config["fine_tune"], stream.target.d_in, config["d_sae"])
+        self.fine_tune: FineTune = build(
+            config.nodes["fine_tune"], stream.target.d_in, config.d_sae
+        )
         self.fine_tune.to(device)
         if self.fine_tune.whole_contexts and not stream.target.has_loss:
             raise ConfigError("fine_tune needs a target model, whose predictions it learns from.")
@@ -76,16 +76,17 @@ class Member:
         self.total_tokens = self.main_tokens + self.fine_tune.tokens - self.fine_tune.tokens % batch
         stream.require(max(self.training.tokens, self.total_tokens))
         self.fine_tuner = FineTuner(self.trainer, self.fine_tune, stream)
-        self.outcome: dict[str, Any] | Exception | None = None
+        self.outcome: Result | Exception | None = None
         self.last_row: dict[str, float] = {}
         self.row_tokens = self.saved_tokens = 0
-        self.lock = FileLock(run.folder / ".lock")
+        self.files = run.files
+        self.lock = FileLock(self.files.lock)
         self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
 
     def open(self, tracking: Tracking) -> None:
         """Start the run's log, metrics and tracker, unless another process trains this run."""
         try:
-            self.run.folder.mkdir(parents=True, exist_ok=True)
+            self.files.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
             self._open(tracking)
         except (Timeout, OSError) as error:
@@ -108,12 +109,12 @@ class Member:
                     raise
 
     def _open(self, tracking: Tracking) -> None:
-        folder = self.run.folder
-        (folder / "failed.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / "sae", ignore_errors=True)
+        files = self.files
+        files.failed.unlink(missing_ok=True)
+        shutil.rmtree(files.sae, ignore_errors=True)
         complaints = list[str]()
-        saved = checkpoint.latest(folder / "checkpoint", self._identity(), complaints.append)
-        self.handler = LogFile(folder / "run.log", mode="a" if saved else "w")
+        saved = checkpoint.latest(files, self._identity(), complaints.append)
+        self.handler = LogFile(files.log, mode="a" if saved else "w")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log.addHandler(self.handler)
         self.log.setLevel(logging.INFO)
@@ -125,11 +126,11 @@ class Member:
         if saved:
             self._resume(saved)
         else:
-            checkpoint.clear(folder / "checkpoint")
-            write_text(folder / "metrics.jsonl", "")
+            checkpoint.clear(files)
+            write_text(files.metrics, "")
         # After the rows past the checkpoint are gone: the tracker catches up with those left.
         self.tracked: TrackedRun = tracking.open(self.run)
-        self.rows: IO[str] = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.rows: IO[str] = files.metrics.open("a", buffering=1)
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
         self.log.info("computing with %s", json.dumps(self._computed()))
 
@@ -156,7 +157,7 @@ class Member:
         self.clock.resume(saved.state)
         self.row_tokens = self.saved_tokens = self.trainer.tokens
         self.last_row = saved.state["last_row"]
-        results.cut_rows(self.run.folder / "metrics.jsonl", saved.tokens)
+        self.files.cut_rows(saved.tokens)
         self.display.resumed(self.index, saved.tokens)
         self.log.info("resumed at %d tokens", saved.tokens)
         if (before := saved.state["computed"]) != self._computed():
@@ -206,7 +207,7 @@ class Member:
         self.close_files()
 
     def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_time < 60 * self.run.config["checkpoint_minutes"]:
+        if time.monotonic() - self.saved_time < 60 * self.run.config.checkpoint_minutes:
             return
         try:
             self._save()
@@ -221,7 +222,7 @@ class Member:
         self.rows.flush()
         key = self._identity()
         saved = checkpoint.Checkpoint(key, self.trainer.tokens, tensors, state)
-        checkpoint.save(self.run.folder / "checkpoint", saved)
+        checkpoint.save(self.files, saved)
         self.saved_time, self.saved_tokens = time.monotonic(), self.trainer.tokens
 
     def fail(self, error: Exception) -> None:
@@ -229,11 +230,10 @@ class Member:
         self.log.error("failed", exc_info=error)
         line = one_line(f"{type(error).__name__}: {error}")
         try:
-            failure = {"error": line, "tokens": self.trainer.tokens}
-            write_json(self.run.folder / "failed.json", failure)
+            self.files.fail(Failure(line, self.trainer.tokens))
         except OSError as disk:  # a full one may be why the run failed; the others go on
             logger.warning("%s: failed.json is not written: %s", self.run.name, disk)
-        self._close(error, {}, "failed")
+        self._close(error, None)
 
     def _train(self, batch: Float[Tensor, "batch d_in"]) -> None:
         before, after = self.trainer.tokens, self.trainer.tokens + len(batch)
@@ -252,9 +252,8 @@ class Member:
         row |= self.trainer.sae.diagnostics()
         row["perf/tokens_per_s"] = (tokens - self.row_tokens) / max(now - self.row_time, 1e-9)
         self.row_tokens, self.row_time, self.last_row = tokens, now, row
-        line = {"tokens": tokens, **row}
-        self.rows.write(json.dumps(line) + "\n")
-        self.tracked.log(line)
+        self.rows.write(f"{Row(tokens, row).line}\n")
+        self.tracked.log(Row(tokens, row))
         self.display.metrics(self.index, {"l0": row["train/l0"], "fvu": row["train/fvu"]})
         if not torch.isfinite(figures["train/loss"]):
             raise FloatingPointError(f"the loss is {row['train/loss']} after {tokens} tokens")
@@ -264,41 +263,43 @@ class Member:
         # A copy: an interrupted evaluation leaves the state that training ended in.
         sae, target = copy.deepcopy(self.trainer.sae), self.stream.target
         self.fine_tune.fold(sae)
-        evaluation = evaluate(sae, self.stream, self.evaluation)
-        figures: dict[str, Any] = {
-            "tokens": self.trainer.tokens,
-            **as_result(evaluation, self.evaluation, target.has_loss),
-            "train": {
+        evaluation = evaluate(sae, self.stream, self.run.config.evaluation)
+        result = Result(
+            run=self.run.name,
+            sweep=self.run.sweep,
+            label=self.run.label,
+            choices=self.run.choices,
+            config=self.run.config,
+            tokens=self.trainer.tokens,
+            **vars(evaluation),
+            train={
                 "dead_frac": self.last_row["features/dead_frac"],
                 "dead_window_tokens": self.training.dead_window_tokens,
                 "l0": self.last_row["train/l0"],
                 "fvu": self.last_row["train/fvu"],
             },
-            "cost": {
+            cost={
                 **time_taken,
                 "tokens_per_s": self.trainer.tokens / time_taken["seconds"],
                 "threads": torch.get_num_threads(),
                 **self._computed(),
                 "device": str(target.device),
             },
-        }
+        )
         self.stream.unscale(sae)
         results.write_weights(self.run, sae)
-        if not results.write_saelens(self.run, sae, target, figures):
+        if not results.write_saelens(self.run, sae, target, result.metrics):
             self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)
-        self.log.info("finished: %s", json.dumps(figures["metrics"]))
-        outcome = results.result(self.run, figures)
+        self.log.info("finished: %s", json.dumps(result.metrics))
         self.rows.flush()
-        write_json(self.run.folder / "result.json", outcome)
-        checkpoint.clear(self.run.folder / "checkpoint")
-        self._close(outcome, outcome, "finished")
+        self.files.finish(result)
+        checkpoint.clear(self.files)
+        self._close(result, result)
 
-    def _close(
-        self, outcome: dict[str, Any] | Exception, summary: dict[str, Any], status: str
-    ) -> None:
+    def _close(self, outcome: Result | Exception, result: Result | None) -> None:
         self.outcome = outcome
-        self.tracked.finish(summary, failed=status == "failed")
-        self.display.finished(self.index, status)
+        self.tracked.finish(result)
+        self.display.finished(self.index, "finished" if result else "failed")
         self.close_files()
 
     def close_files(self) -> None:

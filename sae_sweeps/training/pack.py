@@ -1,17 +1,17 @@
-"""The pack: runs trained from one pass over a target model, whose hooks may differ."""
+"""The pack: runs that share a pass over a target model, whose hooks may differ."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import count
-from typing import Any
 
 import torch
 
 from sae_sweeps.config.history import outdated
 from sae_sweeps.engine import gemm
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
@@ -19,47 +19,90 @@ from sae_sweeps.system import interrupt
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training.listener import Listener
 from sae_sweeps.training.member import Member
+from sae_sweeps.training.remeasure import remeasured
+
+Outcome = Result | Exception
+"""What became of a run: its result, or why there is none."""
 
 
-def train_pack(
-    runs: list[Run],
-    tracking: Tracking,
-    display: Listener,
-    on_ready: Callable[[], None] = lambda: None,
-    isolate: bool = False,
-) -> list[dict[str, Any] | Exception]:
-    """Train `runs`, which share a pass; the content of `result.json`, or the exception, of each.
+def load(train: Sequence[Run], measure: Sequence[Run], display: Listener) -> "Pack":
+    """Load what runs share, and build those to train; nothing is written before `Pack.train`.
 
-    `on_ready` is called once everything is built and before anything is written. On a CPU, runs
-    train side by side, `threads` cores each; every run's own operations are the same whatever its
-    company, so its weights are too. On a signal every run saves a checkpoint. With `isolate`, what
-    is wrong with one run is its outcome even if it shows before `on_ready`.
+    Args:
+        train: runs to train, or to go on with.
+        measure: finished runs to measure anew from their weights.
 
     Raises:
-        Interrupted: a signal came, see `interrupt.listening`.
-        ConfigError: before `on_ready`, for what only the model or the data could tell.
+        ConfigError: what only the model or the data could tell, of all of them.
     """
-    config = runs[0].config
-    device = pick_device(config["device"])
-    torch.set_num_threads(config["threads"])
-    gemm.keep_memory()
     display.stage("loading the target model")
-    pool_size = workers(device, config["threads"])
-    harvest = open_harvest(runs, device, pool_size)
-    built = [_build(index, run, harvest, display, isolate) for index, run in enumerate(runs)]
-    members = [member for member in built if isinstance(member, Member)]
-    on_ready()
-    display.started(sum(member.total_tokens for member in members), [run.label for run in runs])
-    for index, member in enumerate(built):
-        if isinstance(member, Exception):
-            display.finished(index, "failed")
-    _open_and_train(members, harvest, tracking, pool_size)
-    outcomes = [member.outcome if isinstance(member, Member) else member for member in built]
-    return [outcome for outcome in outcomes if outcome is not None]
+    config = [*train, *measure][0].config
+    device = pick_device(config.device)
+    torch.set_num_threads(config.threads)
+    gemm.keep_memory()
+    at_once = workers(device, config.threads)
+    with ThreadPoolExecutor(at_once) as pool:
+        harvest = Harvest([run.config for run in (*train, *measure)], device, pool)
+    members = [_built(index, run, harvest, display) for index, run in enumerate(train)]
+    return Pack(list(train), members, list(measure), harvest, at_once, display)
+
+
+def _built(index: int, run: Run, harvest: Harvest, display: Listener) -> Member | Exception:
+    try:
+        if text := outdated(run.config.tree):
+            raise ConfigError(f"{text}: {run.name} cannot go on; repeat its command to train anew.")
+        return Member(index, run, harvest.stream(run.config), display)
+    except Exception as error:
+        return error
+
+
+class Pack:
+    """Runs that are loaded, to be trained or measured."""
+
+    def __init__(
+        self,
+        runs: list[Run],
+        built: list[Member | Exception],
+        finished: list[Run],
+        harvest: Harvest,
+        at_once: int,
+        display: Listener,
+    ) -> None:
+        self.runs, self.built, self.finished = runs, built, finished
+        self.harvest, self.at_once, self.display = harvest, at_once, display
+
+    @property
+    def faults(self) -> list[Exception]:
+        """What is wrong with runs that cannot be trained; the others can."""
+        return [fault for fault in self.built if isinstance(fault, Exception)]
+
+    def train(self, tracking: Tracking) -> list[Outcome]:
+        """Train the runs; the outcome of each, in order.
+
+        On a CPU, they train side by side, `threads` cores each; every run's own operations are the
+        same whatever its company, so its weights are too. On a signal every run saves a checkpoint.
+
+        Raises:
+            Interrupted: a signal came, see `interrupt.listening`.
+        """
+        members = [member for member in self.built if isinstance(member, Member)]
+        total = sum(member.total_tokens for member in members)
+        self.display.started(total, [run.title for run in self.runs])
+        for index, member in enumerate(self.built):
+            if isinstance(member, Exception):
+                self.display.finished(index, "failed")
+        _open_and_train(members, self.harvest, tracking, self.at_once)
+        outcomes = [m.outcome if isinstance(m, Member) else m for m in self.built]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def measure(self, tracking: Tracking) -> list[Outcome]:
+        """Measure the finished runs anew; what fails keeps the result that it has."""
+        self.display.stage("measuring finished runs anew")
+        return [remeasured(run, self.harvest, tracking) for run in self.finished]
 
 
 def _open_and_train(
-    members: list[Member], harvest: Harvest, tracking: Tracking, pool_size: int
+    members: list[Member], harvest: Harvest, tracking: Tracking, at_once: int
 ) -> None:
     """Train the members; on a signal they all save, and Interrupted is raised."""
     with interrupt.deferred(), ExitStack() as opened:
@@ -68,32 +111,13 @@ def _open_and_train(
             if member.outcome is None:
                 opened.callback(member.close_files)
         try:
-            with ThreadPoolExecutor(pool_size) as pool:
+            with ThreadPoolExecutor(at_once) as pool:
                 _train(_unfinished(members), harvest, pool)
         except interrupt.Interrupted:
             # The pool is closed, so every member stands between two steps.
             with ThreadPoolExecutor() as pool:
                 list(pool.map(Member.leave, _unfinished(members)))
             raise
-
-
-def _build(
-    index: int, run: Run, harvest: Harvest, display: Listener, isolate: bool
-) -> Member | Exception:
-    try:
-        if text := outdated(run.config):
-            raise ConfigError(f"{text}: {run.name} cannot go on; repeat its command to train anew.")
-        return Member(index, run, harvest.stream(run.config), display)
-    except Exception as error:
-        if not isolate:
-            raise
-        return error
-
-
-def open_harvest(runs: list[Run], device: torch.device, pool_size: int) -> Harvest:
-    """The streams of runs that share a pass."""
-    with ThreadPoolExecutor(pool_size) as pool:
-        return Harvest([run.config for run in runs], device, pool)
 
 
 def _train(members: list[Member], harvest: Harvest, pool: ThreadPoolExecutor) -> None:
@@ -157,7 +181,8 @@ def _ahead(
     streams = _streams(active, index)
     if streams:
         return harvest.begin(index, streams, pool)
-    wanted = {(m.stream, m.evaluation.ce_tokens) for m in active if m.stream.target.has_loss}
+    predicting = [member for member in active if member.stream.target.has_loss]
+    wanted = {(m.stream, m.run.config.evaluation.ce_tokens) for m in predicting}
     for stream, tokens in wanted:
         # Before the members ask for it, all at once; what it raises is told to those who do.
         with suppress(Exception):

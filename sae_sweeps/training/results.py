@@ -1,7 +1,5 @@
-"""What a finished run leaves: weights, the same for SAELens, and `result.json` last."""
+"""The weights that a finished run leaves, and the same for SAELens."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +7,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_sweeps.interfaces import Architecture, TargetModel
-from sae_sweeps.record.run import RESULT_VERSION, Run
-from sae_sweeps.system.files import replacing, write_json, write_text
+from sae_sweeps.record.run import Run
+from sae_sweeps.system.files import replacing, write_json
 
 SAELENS_VERSION = "6.54.12"
 """what the layout was tested with; SAELens takes a file without a version for an older layout"""
 
 
 def write_weights(run: Run, sae: Architecture) -> None:
-    """All parameters and buffers in unscaled units, as `checkpoint/weights.safetensors`."""
-    _write_tensors(run.folder / "checkpoint" / "weights.safetensors", sae.state_dict())
+    """All parameters and buffers in unscaled units, from which it can be measured anew."""
+    _write_tensors(run.files.weights, sae.state_dict())
 
 
 def write_saelens(
-    run: Run, sae: Architecture, target: TargetModel, figures: dict[str, Any]
+    run: Run, sae: Architecture, target: TargetModel, metrics: dict[str, float]
 ) -> bool:
     """The folder `sae/` as SAELens reads it; False where SAELens has no such inference rule."""
     weights = sae.saelens()
@@ -48,43 +46,13 @@ def write_saelens(
         "model_from_pretrained_kwargs": {},
         "exclude_special_tokens": False,
         "training_architecture": run.label,
-        "l0": figures["metrics"]["l0"],
+        "l0": metrics["l0"],
         **target.description,
-        "sae_sweeps": {"run": run.name, "config": run.config, "metrics": figures["metrics"]},
+        "sae_sweeps": {"run": run.name, "config": run.config.tree, "metrics": metrics},
     }
-    _write_tensors(run.folder / "sae" / "sae_weights.safetensors", weights.tensors)
-    write_json(run.folder / "sae" / "cfg.json", cfg)
+    _write_tensors(run.files.sae / "sae_weights.safetensors", weights.tensors)
+    write_json(run.files.sae / "cfg.json", cfg)
     return True
-
-
-def result(run: Run, figures: dict[str, Any]) -> dict[str, Any]:
-    """The content of `result.json`."""
-    return {
-        "version": RESULT_VERSION,
-        "run": run.name,
-        "sweep": run.sweep,
-        "label": run.label,
-        "choices": run.choices,
-        "config": run.config,
-        "k": run.config["k"],
-        "d_sae": run.config["d_sae"],
-        "seed": run.config["seed"],
-    } | figures
-
-
-def cut_rows(path: Path, tokens: int) -> None:
-    """Leave out the rows of `metrics.jsonl` that came after so many tokens, or that are torn."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if _tokens(line) <= tokens]
-    write_text(path, "".join(f"{line}\n" for line in kept))
-
-
-def _tokens(line: str) -> float:
-    """The tokens of a row; infinite for one that a crash tore."""
-    try:
-        return float(json.loads(line)["tokens"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,14 +1,13 @@
 """The training step, the same for every method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import RunConfig, TrainingOptions
 from sae_sweeps.config.signature import build
 from sae_sweeps.interfaces import (
     Architecture,
@@ -40,7 +39,7 @@ class Trainer:
         resampling: Resampling,
         new_optimizer: NewOptimizer,
         schedule: Schedule,
-        given: options.TrainingOptions,
+        given: TrainingOptions,
     ) -> None:
         self.sae, self.aux_loss, self.resampling, self.given = sae, aux_loss, resampling, given
         self.new_optimizer, self.schedule = new_optimizer, schedule
@@ -120,20 +119,19 @@ class Trainer:
                 self.optimizer.forget(parameter, 0, latents)
 
 
-def new_trainer(config: Mapping[str, Any], sae: Architecture) -> Trainer:
+def new_trainer(config: RunConfig, sae: Architecture) -> Trainer:
     """The trainer that a run's config describes, of an SAE that is on its device."""
     (d_sae, d_in), device = sae.W_dec.shape, sae.W_dec.device
     aux_loss, resampling = (
-        build(config[group], d_in, d_sae).to(device) for group in ("aux_loss", "resampling")
+        build(config.nodes[group], d_in, d_sae).to(device) for group in ("aux_loss", "resampling")
     )
-    given = options.TrainingOptions(**config["training"])
     return Trainer(
         sae,
         aux_loss,
         resampling,
-        partial(build, config["optimizer"]),
-        build(config["schedule"], given.tokens),
-        given,
+        partial(build, config.nodes["optimizer"]),
+        build(config.nodes["schedule"], config.training.tokens),
+        config.training,
     )
 
 

@@ -42,7 +42,7 @@ every_allocator = pytest.mark.parametrize("allocator", ALLOCATORS)
 
 @cache
 def node_of(option: str) -> dict[str, Any]:
-    return small_run(Path(), f"architecture={option}").config["architecture"]
+    return small_run(Path(), f"architecture={option}").config.nodes["architecture"]
 
 
 def sae_of(option: str, allocator: str = "none", seed: int = 0, **changed: Any) -> Architecture:
@@ -494,14 +494,14 @@ REFUSED = {
 @pytest.mark.parametrize("complaint", REFUSED)
 def test_options_out_of_range_are_refused(complaint: str) -> None:
     with pytest.raises(ConfigError) as error:
-        obey(small_run(Path(), *REFUSED[complaint], "aux_loss=none").config)
+        obey(small_run(Path(), *REFUSED[complaint], "aux_loss=none").config.tree)
     assert str(error.value) == complaint
 
 
 @pytest.mark.parametrize("share", [0.1, 0.7])
 def test_fractions_need_sum_to_1_only_up_to_rounding(share: float) -> None:
     parts = f"architecture.fractions=[{share},{1 - share + 5e-7}]"
-    obey(small_run(Path(), "architecture=matryoshka", parts, "aux_loss=none").config)
+    obey(small_run(Path(), "architecture=matryoshka", parts, "aux_loss=none").config.tree)
 
 
 # ---------------------------------------------------------------- one feature, trained for real

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sae_sweeps.record.result import Result
 from tests.support.small import small_run, train
 
 TOY = [
@@ -34,8 +35,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     runs = [small_run(folder, *TOY, *overrides) for overrides in RUNS.values()]
     found: dict[str, dict[str, Any]] = {}
     for name, outcome in zip(RUNS, train(*runs), strict=True):
-        assert isinstance(outcome, dict), outcome
-        found[name] = outcome["metrics"]
+        assert isinstance(outcome, Result), outcome
+        found[name] = outcome.metrics
     return found
 
 

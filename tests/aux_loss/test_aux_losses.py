@@ -37,7 +37,7 @@ D_IN, D_SAE = 4, 11
 
 @cache
 def node_of(group: str, *overrides: str) -> dict[str, Any]:
-    return small_run(Path(), *overrides).config[group]
+    return small_run(Path(), *overrides).config.tree[group]
 
 
 def built(architecture: str, allocator: Allocator, d_sae: int, seed: int) -> Architecture:

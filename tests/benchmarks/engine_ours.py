@@ -16,9 +16,8 @@ from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.tracking.wandb.tracker import Wandb
-from sae_sweeps.training.pack import train_pack
 from tests.benchmarks.engine_worker import Gate, repeated, saved
-from tests.support.small import Quiet, small_run
+from tests.support.small import Quiet, small_run, train, train_pack
 
 LOG_EVERY = 6553
 """Tokens between two rows of `metrics.jsonl`, as of a run of default length: every 3.2 steps."""
@@ -95,16 +94,14 @@ def tracking_of(case: dict[str, Any], home: Path) -> Tracking:
 
 
 def ours(case: dict[str, Any], gate: Gate) -> None:
-    """`train_pack` as it is, but for one worker thread, whatever the cores."""
+    """A pack as it is trained, but for one worker thread, whatever the cores."""
     home = Path(case["home"])
     runs, tracking = runs_of(case, home), tracking_of(case, home)
     with patch("sae_sweeps.training.pack.workers", return_value=1):
         if not case["forward"]:
-            train_pack(
-                [small_run(home, *words(case), *TINY)], Off(), Quiet()
-            )  # loads what it needs
+            train(small_run(home, *words(case), *TINY))  # loads what it needs
         gate.ready()
-        outcomes = train_pack(runs, tracking, Waiting(gate))
+        outcomes = train_pack(runs, Waiting(gate), tracking)
     raise RuntimeError(f"training ended: {outcomes}")
 
 

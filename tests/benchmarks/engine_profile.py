@@ -116,7 +116,7 @@ def _parts(case: dict[str, Any], method: str) -> dict[str, float]:
         if turn >= WARM_STEPS:
             for kind, seconds in clock.spent.items():
                 found.setdefault(kind, []).append(1e3 * seconds)
-    member.tracked.finish({}, failed=False)
+    member.tracked.finish(None)
     member.close_files()
     return {kind: median(spent) for kind, spent in found.items()}
 
@@ -154,7 +154,7 @@ def _overhead(case: dict[str, Any], method: str) -> dict[str, float]:
     began = time.process_time(), time.monotonic()
     member._save()  # pyright: ignore[reportPrivateUsage]
     saving = time.process_time() - began[0], time.monotonic() - began[1]
-    member.tracked.finish({}, failed=False)
+    member.tracked.finish(None)
     member.close_files()
     return {
         "beside_mathematics": median(ratios) - 1,

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.training import trainer as training
 from sae_sweeps.training.trainer import Trainer
@@ -44,9 +45,9 @@ def run_of(case: dict[str, Any], folder: str, method: str, *words: str) -> Run:
     return small_run(Path(case["home"]) / folder, *SMALL_RUNS, *METHODS[method], *data, *words)
 
 
-def trained(runs: list[Run]) -> list[dict[str, Any]]:
+def trained(runs: list[Run]) -> list[Result]:
     """Results of runs trained as one pack; raises what a run failed with."""
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     for outcome in train(*runs):
         if isinstance(outcome, Exception):
             raise outcome
@@ -60,7 +61,7 @@ def quality(case: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
 
 
 def _quality(case: dict[str, Any], method: str) -> list[dict[str, float]]:
-    default = run_of(case, "default", method).config["optimizer"]["lr"]
+    default = run_of(case, "default", method).config.nodes["optimizer"]["lr"]
     rows: list[dict[str, float]] = [
         {"lr_factor": factor, "lr": factor * default, "seed": seed}
         for factor in LR_FACTORS
@@ -75,7 +76,7 @@ def _quality(case: dict[str, Any], method: str) -> list[dict[str, float]]:
             for row in rows
         ]
         for row, result in zip(rows, trained(runs), strict=True):
-            row[engine] = result["metrics"]["fvu"]
+            row[engine] = result.metrics["fvu"]
     return rows
 
 
@@ -85,7 +86,7 @@ def reach(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _reach(case: dict[str, Any], method: str) -> dict[str, Any]:
-    lr = run_of(case, "default", method).config["optimizer"]["lr"]
+    lr = run_of(case, "default", method).config.nodes["optimizer"]["lr"]
     case = case | {"lr": lr, "method": method}
     members = {
         engine: member_of(
@@ -102,7 +103,7 @@ def _reach(case: dict[str, Any], method: str) -> dict[str, Any]:
     }
     found = raced(racing, case["batch"])
     for member in members.values():
-        member.tracked.finish({}, failed=False)
+        member.tracked.finish(None)
         member.close_files()
     return {"lr": lr, **found}
 

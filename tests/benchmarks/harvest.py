@@ -66,7 +66,9 @@ def opened(home: Path, given: list[str]) -> TransformerLens:
     """The target model that words describe."""
     config = small_run(home, *given).config
     device = torch.device("cpu")
-    target: TransformerLens = build(config["target_model"], build(config["data"]), device)
+    target: TransformerLens = build(
+        config.nodes["target_model"], build(config.nodes["data"]), device
+    )
     return target
 
 

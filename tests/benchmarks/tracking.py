@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, final
 
+from sae_sweeps.record.result import Result, Row
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from tests.benchmarks.main_job import RESULTS, processor
@@ -59,15 +60,15 @@ class Timed(Tracking, TrackedRun):
         """Time the calls of this run's mirror."""
         return Timed(self.inner.open(run), self.seconds)
 
-    def log(self, row: Mapping[str, float | int]) -> None:
+    def log(self, row: Row) -> None:
         """Log, and note how long it took."""
         began = time.perf_counter()
         self.inner.log(row)
         self.seconds.append(time.perf_counter() - began)
 
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
+    def finish(self, result: Result | None) -> None:
         """Pass it on."""
-        self.inner.finish(summary, failed)
+        self.inner.finish(result)
 
     def preempt(self) -> None:
         """Pass it on."""
@@ -86,8 +87,7 @@ def job(place: Path, mode: str, count: int) -> dict[str, Any]:
     """Train `count` runs in this process; what it took, and when its rows were logged."""
     from sae_sweeps.config.signature import build
     from sae_sweeps.tracking.wandb import service, session
-    from sae_sweeps.training.pack import train_pack
-    from tests.support.small import Quiet
+    from tests.support.small import Quiet, train_pack
 
     for name in LOADED:
         importlib.import_module(name)
@@ -95,12 +95,12 @@ def job(place: Path, mode: str, count: int) -> dict[str, Any]:
         session.FINISH_LIMIT_S = LIMIT_S
     runs = [a_run(place, index, count, mode) for index in range(count)]
     seconds: list[float] = []
-    tracking = Timed(build(runs[0].config["tracking"]), seconds)
+    tracking = Timed(build(runs[0].config.nodes["tracking"]), seconds)
     before, began = used(), time.monotonic()
     if "alone" in mode:
         log_only(runs, tracking)
     else:
-        outcomes = train_pack(runs, tracking, Quiet())
+        outcomes = train_pack(runs, Quiet(), tracking)
         assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     trained = time.monotonic()
     tracking.close()
@@ -122,10 +122,13 @@ def log_only(runs: list[Run], tracking: Tracking) -> None:
         time.sleep(EVERY_S[len(runs)])
         row = {f"train/{index}": number / (index + 1) for index in range(FIGURES)}
         for tracked in opened:
-            tracked.log({"tokens": number, **row})
-    result = {"tokens": ROWS, "metrics": row}
-    for tracked in opened:
-        tracked.finish(result, failed=False)
+            tracked.log(Row(number, row))
+    for run, tracked in zip(runs, opened, strict=True):
+        tracked.finish(
+            Result(
+                label=run.label, choices=run.choices, config=run.config, tokens=ROWS, metrics=row
+            )
+        )
 
 
 def a_run(place: Path, index: int, count: int, mode: str) -> Run:

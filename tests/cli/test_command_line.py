@@ -21,7 +21,7 @@ def test_a_single_run_is_a_sweep_of_one_point(
     [only] = trainer.runs
     assert only.folder.parent.parent.parent == tmp_path / "outputs"
     assert only.label == "token_choice + aux_k"
-    assert only.config["k"] == 16.0 and only.config["allocator"]["k"] == 16
+    assert only.config.tree["k"] == 16.0 and only.config.tree["allocator"]["k"] == 16
     assert trainer.reports == [only.folder.parent.parent]
 
 
@@ -67,7 +67,7 @@ def test_the_command_line_beats_points_and_points_beat_params(
 ) -> None:
     write(tmp_path / "mine/sweep/paired.yaml", PAIRED)
     assert run("--config-dir", "mine", "+sweep=paired") == 0
-    seen = {(r.choices["architecture"], r.config["optimizer"]["lr"]) for r in trainer.runs}
+    seen = {(r.choices["architecture"], r.config.tree["optimizer"]["lr"]) for r in trainer.runs}
     assert seen == {("relu", 1e-3), ("gated", 2e-3)}
     assert {config["seed"] for config in configs(trainer)} == {7}
     assert len(trainer.runs) == 4
@@ -100,7 +100,7 @@ def test_the_derived_name_is_the_same_for_a_repeated_and_an_extended_command(
     run: Callable[..., int], trainer: Trainer
 ) -> None:
     assert run("-m", "k=4,8") == 0
-    tokens = float(trainer.runs[0].config["training"]["tokens"])
+    tokens = float(trainer.runs[0].config.tree["training"]["tokens"])
     name = sweep_name(trainer)
     assert name.startswith("embedded-")
     assert run("-m", "k=4,8,32") == 0  # 4 and 8 are finished and lie in the same folder

@@ -20,10 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from sae_sweeps.cli.app import CONF
 from sae_sweeps.config import groups, options, rules, signature
 from sae_sweeps.config.check import check, checked
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.sweeper import literal
+from sae_sweeps.record.identity import identity, stream_identity
 from sae_sweeps.record.naming import run_name
-from sae_sweeps.record.run import identity, label, stream_identity
+from sae_sweeps.record.run import label
 
 OPTION_FILES = sorted(
     path.relative_to(CONF).as_posix()
@@ -75,7 +77,7 @@ def test_an_option_file_states_exactly_what_its_class_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["StreamOptions", "TrainingOptions", "EvaluationOptions", "RunConfig"]
+    "name", ["StreamOptions", "TrainingOptions", "EvaluationOptions", "RootOptions"]
 )
 def test_sections_are_read_as_dataclasses(name: str) -> None:
     fields = inspect.signature(getattr(options, name)).parameters
@@ -261,34 +263,34 @@ OTHER = [
 
 @pytest.mark.parametrize("spellings", SAME, ids=lambda spellings: spellings[0])
 def test_what_means_the_same_has_one_identity(spellings: list[str]) -> None:
-    assert len({identity(config(*words.split())) for words in spellings}) == 1
+    assert len({identity(RunConfig.of(config(*words.split()))) for words in spellings}) == 1
 
 
 def test_what_changes_the_weights_has_another_identity() -> None:
-    found = [identity(config(words)) for words in ["name=base", *OTHER]]
+    found = [identity(RunConfig.of(config(words))) for words in ["name=base", *OTHER]]
     assert len(set(found)) == len(found)
 
 
 def test_a_changed_default_in_yaml_changes_the_identity() -> None:
     cfg = composed()
-    before = identity(checked(cfg))
+    before = identity(RunConfig.of(checked(cfg)))
     OmegaConf.set_struct(cfg, False)
     cfg.optimizer.beta1 = 0.5
-    assert identity(checked(cfg)) != before
+    assert identity(RunConfig.of(checked(cfg))) != before
 
 
 def test_a_stream_is_shared_by_what_reads_the_same_batches() -> None:
-    base = stream_identity(config())
+    base = stream_identity(RunConfig.of(config()))
     for word in ("seed=1", "method=gated", "k=4", "optimizer.lr=1e-4", "training.tokens=400000"):
-        assert stream_identity(config(word)) == base
+        assert stream_identity(RunConfig.of(config(word))) == base
     for word in ("stream.seed=1", "stream.batch_tokens=512", "target_model.rows_per_forward=1"):
-        assert stream_identity(config(word)) != base
+        assert stream_identity(RunConfig.of(config(word))) != base
 
 
 def test_the_resolver_names_the_run_as_the_launcher_does() -> None:
     cfg = composed("method=gated", "k=4", "tracking=off", "name=x")
     choices = dict(cfg.hydra.runtime.choices)
-    name = run_name(checked(cfg), choices)
+    name = run_name(RunConfig.of(checked(cfg)), choices)
     assert cfg.hydra.sweep.subdir == f"runs/{name}"
     assert cfg.hydra.sweep.dir == "outputs/x"
     assert name.startswith("gated-k4-s0-")

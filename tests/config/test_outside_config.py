@@ -45,7 +45,7 @@ def test_an_allocator_from_outside(run: Callable[..., int], trainer: Trainer, mi
     assert run("--config-dir", mine.name, "allocator=mine,token_choice", "k=8") == 0
     ours, theirs = trainer.runs
     assert ours.label == "mine + aux_k"
-    assert ours.config["allocator"] == {
+    assert ours.config.tree["allocator"] == {
         "_target_": "my_allocator_module.Mine",
         "k": 8.0,
         "exponent": 0.5,
@@ -131,8 +131,8 @@ def test_a_global_group_just_works(
     write(tmp_path / "mine/preset/wide.yaml", text)
     assert run("--config-dir", "mine", "+preset=wide") == 0
     [only] = trainer.runs
-    assert only.config["k"] == 9.0 and only.choices["allocator"] == "mutual_choice"
-    assert "preset" not in only.config
+    assert only.config.tree["k"] == 9.0 and only.choices["allocator"] == "mutual_choice"
+    assert "preset" not in only.config.tree
 
 
 def test_a_method_and_a_sweep_from_outside(

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,10 +16,12 @@ from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.engine.pre_acts import PIECE, Piece, PreActs
 from sae_sweeps.interfaces import Architecture, AuxLoss, FineTune, Optimizer, Progress
 from sae_sweeps.optimizer.adam import Adam
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.training import snapshot
@@ -59,25 +62,25 @@ def batch_of(seed: int, batch: int = BATCH) -> Tensor:
 
 @cache
 def node_of(group: str, option: str) -> dict[str, Any]:
-    return small_run(Path(), f"{group}={option}").config[group]
+    return small_run(Path(), f"{group}={option}").config.tree[group]
 
 
 @cache
 def common() -> dict[str, Any]:
-    return small_run(Path()).config
+    return small_run(Path()).config.tree
 
 
-def configured(**chosen: str) -> dict[str, Any]:
+def configured(**chosen: str) -> RunConfig:
     """A config of these options, whose penalty and auxiliary loss, if it has such, are strong."""
     config = copy.deepcopy(common())
     config |= {group: copy.deepcopy(node_of(group, name)) for group, name in chosen.items()}
     for group in ("architecture", "aux_loss"):
         node = config[group]
         node |= {key: value for key, value in STRONG.items() if key in node}
-    return config
+    return RunConfig.of(config)
 
 
-def built(config: dict[str, Any]) -> tuple[Architecture, AuxLoss]:
+def built(config: RunConfig) -> tuple[Architecture, AuxLoss]:
     """An SAE in float64, its parameters far from their first values, and its auxiliary loss."""
     sae = new_sae(config, D_IN)
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +89,7 @@ def built(config: dict[str, Any]) -> tuple[Architecture, AuxLoss]:
     for parameter in sae.parameters():
         drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data += 0.1 * drawn
-    aux_loss: AuxLoss = build(config["aux_loss"], D_IN, config["d_sae"]).double()
+    aux_loss: AuxLoss = build(config.nodes["aux_loss"], D_IN, config.d_sae).double()
     return sae, aux_loss
 
 
@@ -263,10 +266,10 @@ def test_steps_are_the_same_bit_for_bit_alone_and_packed(
     with monkeypatch.context() as patch:
         patch.setattr("sae_sweeps.training.pack.workers", two)
         patch.setattr("sae_sweeps.engine.gemm.LENT_FROM", 1)
-        assert all(isinstance(outcome, dict) for outcome in train(*packed))
+        assert all(isinstance(outcome, Result) for outcome in train(*packed))
     for run, alone in zip(packed, runs_of_all_methods(tmp_path / "alone", *also), strict=True):
         [outcome] = train(alone)
-        assert isinstance(outcome, dict) and outcome["tokens"] == tokens
+        assert isinstance(outcome, Result) and outcome.tokens == tokens
         ours, theirs = weights(run), weights(alone)
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
@@ -302,20 +305,20 @@ def test_the_engines_reconstruct_equally_well(tmp_path: Path) -> None:
     for method, dense, sparse in zip(
         METHODS, outcomes[: len(METHODS)], outcomes[len(METHODS) :], strict=True
     ):
-        assert isinstance(dense, dict) and isinstance(sparse, dict), (method, dense, sparse)
-        assert (dense["cost"]["sparse_up_to"], sparse["cost"]["sparse_up_to"]) == (0.0, 1.0)
+        assert isinstance(dense, Result) and isinstance(sparse, Result), (method, dense, sparse)
+        assert (dense.cost["sparse_up_to"], sparse.cost["sparse_up_to"]) == (0.0, 1.0)
         paths = [set(paths_logged(run)) for run in (named[method] for named in by_method)]
         assert paths == [{0.0}, {1.0}], method
-        one, other = (outcome["metrics"]["fvu"] for outcome in (dense, sparse))
+        one, other = (outcome.metrics["fvu"] for outcome in (dense, sparse))
         assert 0 < one < 1 and other == pytest.approx(one, rel=5e-3), method
 
 
 # ---------------------------------------------------------------- layout in memory
 
 
-def started(config: dict[str, Any], fine_tune: str) -> tuple[Trainer, FineTuner]:
+def started(config: RunConfig, fine_tune: str) -> tuple[Trainer, FineTuner]:
     """A run as it is built, without a target model."""
-    sizes = D_IN, config["d_sae"]
+    sizes = D_IN, config.d_sae
     sae = new_sae(config, D_IN)
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(D_IN))
     trainer = new_trainer(config, sae)
@@ -348,7 +351,7 @@ def test_a_restored_state_goes_on_bit_for_bit(
     architecture: str, engine: str, tmp_path: Path
 ) -> None:
     """Fused Adam is wrong, without a word, where moments lie otherwise than what it is given."""
-    config = configured(architecture=architecture) | {"engine": engine}
+    config = replace(configured(architecture=architecture), engine=engine)
     trainer, fine_tuner = started(config, "none")
     steps(trainer, 0, 3)
     parameters = len(list(trainer.sae.parameters()))

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -20,6 +21,8 @@ from sae_sweeps.engine.acts import Selection
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.pre_acts import PreActs, encode
 from sae_sweeps.engine.sparse import Pairs, products, times, transposed_times
+from sae_sweeps.record.result import Result
+from sae_sweeps.record.run import Run
 from tests.support.places import CONF
 from tests.support.small import small_run, train
 
@@ -430,6 +433,13 @@ CELLS = [
 ]
 
 
+def of_its_folder(run: Run) -> Run:
+    """The run with the precision that its folder is named after."""
+    precision: Any = run.folder.parent.name.rpartition("-")[2]
+    training = replace(run.config.training, precision=precision)
+    return replace(run, config=replace(run.config, training=training))
+
+
 @pytest.mark.parametrize(
     ("allocator", "engine"),
     [CELLS[0], *(pytest.param(*cell, marks=pytest.mark.slow) for cell in CELLS[1:])],
@@ -449,11 +459,9 @@ def test_training_in_bfloat16_ends_near_float32s(
         for name in option_files("architecture")
         for precision in ("float32", "bfloat16")
     ]
-    for run in runs:
-        run.config["training"]["precision"] = run.folder.parent.name.rpartition("-")[2]
-    outcomes = train(*runs)
+    outcomes = train(*map(of_its_folder, runs))
     for exact, rounded in zip(outcomes[::2], outcomes[1::2], strict=True):
-        assert isinstance(exact, dict) and isinstance(rounded, dict), (exact, rounded)
-        assert rounded["cost"]["precision"] == "bfloat16" != exact["cost"]["precision"]
-        one, other = exact["metrics"]["fvu"], rounded["metrics"]["fvu"]
-        assert one != other and other == pytest.approx(one, rel=0.05), exact["label"]
+        assert isinstance(exact, Result) and isinstance(rounded, Result), (exact, rounded)
+        assert rounded.cost["precision"] == "bfloat16" != exact.cost["precision"]
+        one, other = exact.metrics["fvu"], rounded.metrics["fvu"]
+        assert one != other and other == pytest.approx(one, rel=0.05), exact.label

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,6 +18,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.fine_tune.kl import KL
 from sae_sweeps.fine_tune.scale import Scale
 from sae_sweeps.interfaces import Architecture, Progress
+from sae_sweeps.record.result import Result
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream, in_order
 from sae_sweeps.training.fine_tuner import FineTuner
@@ -100,8 +102,8 @@ def test_scale_finds_what_least_squares_finds(tmp_path: Path) -> None:
 def trainer_of(sae: Architecture, folder: Path) -> Trainer:
     long = ["training.tokens=1e6", "stream.repeat=true"]
     config = small_run(folder, "training.gradient_clip_norm=1e9", "optimizer.lr=0.01", *long).config
-    aux_loss = small_run(folder, "aux_loss=none").config["aux_loss"]
-    return new_trainer(config | {"aux_loss": aux_loss}, sae)
+    aux_loss = small_run(folder, "aux_loss=none").config.nodes["aux_loss"]
+    return new_trainer(replace(config, nodes=config.nodes | {"aux_loss": aux_loss}), sae)
 
 
 def no_stream() -> Stream:
@@ -242,11 +244,11 @@ def test_every_phase_ends_every_method(architecture: str, tmp_path: Path) -> Non
     base = small_run(tmp_path, *chosen)
     tuned = [small_run(tmp_path, *chosen, f"fine_tune={phase}", *LENGTH) for phase in PHASES]
     first, *others = train(base, *tuned)
-    assert isinstance(first, dict), first
+    assert isinstance(first, Result), first
     before = load_file(base.folder / "checkpoint/weights.safetensors")
     for phase, run, outcome in zip(PHASES, tuned, others, strict=True):
-        assert isinstance(outcome, dict), outcome
-        assert outcome["tokens"] == run_tokens(run.folder)[-1] == first["tokens"] + 1024
+        assert isinstance(outcome, Result), outcome
+        assert outcome.tokens == run_tokens(run.folder)[-1] == first.tokens + 1024
         after = load_file(run.folder / "checkpoint/weights.safetensors")
         changed = {name for name in before if not before[name].equal(after[name])}
         if phase == "scale":
@@ -275,10 +277,10 @@ def test_a_tuned_run_is_the_same_alone(phase: str, tmp_path: Path) -> None:
 def test_kl_keeps_unit_norm_and_the_budget(tmp_path: Path) -> None:
     run = small_run(tmp_path, "method=topk", "fine_tune=kl", "fine_tune.tokens=2048")
     [outcome] = train(run)
-    assert isinstance(outcome, dict), outcome
+    assert isinstance(outcome, Result), outcome
     weights = load_file(run.folder / "checkpoint/weights.safetensors")
     torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.ones(D_SAE))
-    assert outcome["metrics"]["l0"] <= 4
+    assert outcome.metrics["l0"] <= 4
 
 
 def test_kl_needs_a_model(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_scale_leaves_what_the_allocator_ranks(tmp_path: Path) -> None:
         train(run)
     assert not run.folder.exists()
     [outcome] = train(small_run(tmp_path, *chosen, "architecture.unit_norm=true"))
-    assert isinstance(outcome, dict), outcome
+    assert isinstance(outcome, Result), outcome
 
 
 def test_only_what_trains_the_sae_updates_its_state(tmp_path: Path) -> None:

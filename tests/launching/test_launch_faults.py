@@ -17,10 +17,10 @@ from safetensors import safe_open
 from sae_sweeps.launching import job
 from sae_sweeps.record import checkpoint, manifest
 from sae_sweeps.record.checkpoint import Checkpoint
+from sae_sweeps.record.folder import RunFolder
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import files
-from sae_sweeps.tracking.off import Off
-from sae_sweeps.training.pack import train_pack
 from tests.support.launches import (
     SMALL,
     SYNTHETIC,
@@ -35,7 +35,7 @@ from tests.support.launches import (
     trained,
     until,
 )
-from tests.support.small import Quiet, small_run, train
+from tests.support.small import Quiet, small_run, train, train_pack
 
 __all__ = ["launches"]  # a fixture
 
@@ -218,14 +218,14 @@ def test_a_run_survives_a_failed_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other = (small_run(tmp_path / name, "checkpoint_minutes=0") for name in ("a", "b"))
-    [outcome] = train_pack([run], Off(), Filling(monkeypatch, range(3, 6)))
-    assert isinstance(outcome, dict)
+    [outcome] = train_pack([run], Filling(monkeypatch, range(3, 6)))
+    assert isinstance(outcome, Result)
     log = (run.folder / "run.log").read_text()
     assert log.count("no checkpoint could be written, training goes on: ") == 3
     assert "No space left on device" in log
     monkeypatch.undo()
     [alone] = train(other)
-    assert isinstance(alone, dict) and alone["metrics"] == outcome["metrics"]
+    assert isinstance(alone, Result) and alone.metrics == outcome.metrics
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_those_before(tmp_path: Path) -> None:
@@ -234,19 +234,22 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before(tmp_path: Path) -> N
 
     import torch
 
-    checkpoint.save(tmp_path, Checkpoint("id", 1, {"a": torch.ones(4)}, {}))
+    folder = RunFolder(tmp_path)
+    checkpoint.save(folder, Checkpoint("id", 1, {"a": torch.ones(4)}, {}))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(OSError, match=r"step-0+2\.safetensors"):
-            checkpoint.save(tmp_path, Checkpoint("id", 2, {"a": torch.ones(9999)}, {}))
+            checkpoint.save(folder, Checkpoint("id", 2, {"a": torch.ones(9999)}, {}))
         with pytest.raises(OSError) as told:
             files.write_text(tmp_path / "big.json", "x" * 9999)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert told.value.filename == str(tmp_path / "big.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000000001.safetensors"]
-    found = checkpoint.latest(tmp_path, "id")
+    assert [path.name for path in folder.checkpoints.iterdir()] == [
+        "step-000000000000001.safetensors"
+    ]
+    found = checkpoint.latest(folder, "id")
     assert found is not None and found.tokens == 1
 
 
@@ -269,11 +272,11 @@ def test_the_runs_own_log_says_which_checkpoint_was_passed_over(
 ) -> None:
     run = small_run(tmp_path, "checkpoint_minutes=0")
     with pytest.raises(KeyboardInterrupt):
-        train_pack([run], Off(), Interrupting())
+        train_pack([run], Interrupting())
     saved = sorted((run.folder / "checkpoint").iterdir())
     for path in saved[-damaged:]:
         path.write_bytes(path.read_bytes()[:-9])
-    assert isinstance(train(run)[0], dict)
+    assert isinstance(train(run)[0], Result)
     log = (run.folder / "run.log").read_text()
     for path in saved:
         assert (f"WARNING {path} is passed over: " in log) == (path in saved[-damaged:])
@@ -284,8 +287,8 @@ def frozen(folder: Path, **changed: Any) -> Path:
     """The file of a pack with one short run."""
     run = small_run(folder / "runs", "training.tokens=1024")
     run = Run(run.name, "it", run.folder, run.config, run.choices, run.overrides)
-    keys = ("name", "sweep", "config", "choices", "overrides")
-    row = {key: getattr(run, key) for key in keys}
+    row = {key: getattr(run, key) for key in ("name", "sweep", "choices", "overrides")}
+    row["config"] = run.config.tree
     pack = {"version": 1, "search_path": [], "git": manifest.git_state(), "runs": [row]}
     path = folder / "packs" / "1-0.json"
     files.write_json(path, pack | changed)

@@ -2,11 +2,9 @@
 
 import io
 import json
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,20 +71,18 @@ def test_other_evaluation_options_measure_anew_and_retrain_nothing(
     run: Callable[..., int],
     trainer: Trainer,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert run("-m", "name=eval", "k=4,8") == 0
-    measured: list[Run] = []
 
-    def remeasure_pack(runs: list[Run], *_: Any, on_ready: Callable[[], None]) -> list[Any]:
-        on_ready()
-        measured.extend(runs)
-        return [{}, OSError("no weights")]
+    def measure(runs: list[Run]) -> list[Any]:
+        return [runs[0].files.result(), OSError("no weights")]
 
-    stub = SimpleNamespace(remeasure_pack=remeasure_pack)
-    monkeypatch.setitem(sys.modules, "sae_sweeps.training.remeasure", stub)
+    trainer.measure = measure
     assert run("-m", "name=eval", "k=4,8", "evaluation.tokens=20000") == 2
-    assert [r.config["evaluation"]["tokens"] for r in measured] == [20000, 20000]
+    assert [r.config.tree["evaluation"]["tokens"] for pack in trainer.measured for r in pack] == [
+        20000,
+        20000,
+    ]
     assert len(trainer.runs) == 2 and len(trainer.reports) == 2
     said = capsys.readouterr()
     assert "0 runs to train, 2 to measure anew" in said.out
@@ -97,30 +93,21 @@ def test_finished_runs_are_measured_anew_on_demand(
     run: Callable[..., int],
     trainer: Trainer,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert run("-m", "name=eval", "k=4,8") == 0
-    measured: list[Run] = []
 
-    def remeasure_pack(runs: list[Run], *_: Any, on_ready: Callable[[], None]) -> list[Any]:
-        on_ready()
-        measured.extend(runs)
-        return [json.loads((run.folder / "result.json").read_text()) for run in runs]
-
-    stub = SimpleNamespace(remeasure_pack=remeasure_pack)
-    monkeypatch.setitem(sys.modules, "sae_sweeps.training.remeasure", stub)
     assert run("-m", "name=eval", "k=4,8", "measure_anew=true") == 0
-    assert len(measured) == 2 and len(trainer.runs) == 2
+    assert [len(pack) for pack in trainer.measured] == [2] and len(trainer.runs) == 2
     assert "0 runs to train, 2 to measure anew" in capsys.readouterr().out
     assert run("-m", "name=eval", "k=4,8") == 0
-    assert len(measured) == 2 and "2 finished before" in capsys.readouterr().out
+    assert len(trainer.measured) == 1 and "2 finished before" in capsys.readouterr().out
 
 
 def test_runs_of_one_stream_share_a_pack(run: Callable[..., int], trainer: Trainer) -> None:
     assert run("-m", "method=topk,gated", "stream.seed=0,1", "k=4,8") == 0
     assert [len(pack) for pack in trainer.packs] == [4, 4]
     for pack in trainer.packs:
-        assert len({json.dumps(r.config["stream"]) for r in pack}) == 1
+        assert len({json.dumps(r.config.tree["stream"]) for r in pack}) == 1
 
 
 def test_a_run_found_under_another_slug_is_the_same_run(
@@ -143,11 +130,11 @@ def test_the_manifest_and_the_runs_files(run: Callable[..., int], trainer: Train
     assert {"torch", "hydra-core", "python"} <= set(said["packages"])
     assert said["command"] and said["time"] and "git" in said
     for point, made in zip(said["points"], trainer.runs, strict=True):
-        assert point["run"] == made.name and point["config"] == made.config
+        assert point["run"] == made.name and point["config"] == made.config.tree
         assert point["choices"]["allocator"] == "token_choice"
-        assert f"k={made.config['k']:g}" in point["overrides"]
+        assert f"k={made.config.tree['k']:g}" in point["overrides"]
         stored = OmegaConf.to_container(OmegaConf.load(made.folder / "config.yaml"))
-        assert stored == made.config
+        assert stored == made.config.tree
         overrides = OmegaConf.to_container(OmegaConf.load(made.folder / "overrides.yaml"))
         assert overrides == made.overrides
 
@@ -202,7 +189,7 @@ def test_a_failed_run_is_told_in_one_line_and_ends_with_2(
     run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = FloatingPointError("long story\nthe loss is nan after 1024 tokens")
-    trainer.error_of = lambda r: error if r.config["k"] == 8 else None
+    trainer.error_of = lambda r: error if r.config.tree["k"] == 8 else None
     assert run("-m", "k=4,8,16", "hydra.launcher.progress=off") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("sae-sweeps: token-choice-aux-k-k8-s0-")
@@ -220,12 +207,12 @@ def test_a_pack_that_breaks_leaves_the_others_alone(
     run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def second(pack: list[Run]) -> None:
-        if pack[0].config["stream"]["seed"] == 1:
+        if pack[0].config.tree["stream"]["seed"] == 1:
             raise ConfigError("the data hold 10 training tokens.")
 
     trainer.before_ready = second
     assert run("-m", "name=some", "stream.seed=0,1,2", "hydra.launcher.progress=off") == 2
-    assert [r.config["stream"]["seed"] for r in trainer.runs] == [0, 2]
+    assert [r.config.tree["stream"]["seed"] for r in trainer.runs] == [0, 2]
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("failed: the data hold 10 training tokens.")
     [failed] = Path("outputs/some/runs").glob("*/failed.json")
@@ -304,7 +291,7 @@ def test_the_stock_launcher_gets_a_derived_name_too(
 def test_a_failure_with_the_stock_launcher_ends_with_2(
     run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer.error_of = lambda r: RuntimeError("gone") if r.config["k"] == 8 else None
+    trainer.error_of = lambda r: RuntimeError("gone") if r.config.tree["k"] == 8 else None
     assert run("-m", "k=4,8", "hydra/launcher=basic") == 2
     assert "k=8" in capsys.readouterr().err
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_sweeps.launching.packs import divided
-from sae_sweeps.record.run import Run, pass_identity, stream_identity
+from sae_sweeps.record.identity import pass_identity, stream_identity
+from sae_sweeps.record.run import Run
 from tests.support.small import small_run
 
 BASE = small_run(Path("unused"))
@@ -16,8 +17,9 @@ BASE = small_run(Path("unused"))
 
 def run(name: str, hook: str, d_sae: int, model: str = "embedded") -> Run:
     """A run that differs from another in its hook and how dear it is."""
-    node = BASE.config["target_model"] | {"hook": hook, "model": model}
-    return replace(BASE, name=name, config=BASE.config | {"target_model": node, "d_sae": d_sae})
+    node = BASE.config.nodes["target_model"] | {"hook": hook, "model": model}
+    nodes = BASE.config.nodes | {"target_model": node}
+    return replace(BASE, name=name, config=replace(BASE.config, nodes=nodes, d_sae=d_sae))
 
 
 @given(
@@ -42,7 +44,7 @@ def test_every_run_is_in_one_of_as_few_packs_as_hold_them(
 def test_a_pack_has_as_few_hooks_as_can_be(hooks: list[str], at_most: int) -> None:
     """Hooks are laid end to end, so that each cut between packs parts one hook at most."""
     packs = divided([[run(str(i), hook, 8) for i, hook in enumerate(hooks)]], at_most)
-    shared = sum(len({one.config["target_model"]["hook"] for one in pack}) for pack in packs)
+    shared = sum(len({one.config.tree["target_model"]["hook"] for one in pack}) for pack in packs)
     assert shared <= len(set(hooks)) + len(packs) - 1
     if len(set(hooks)) > 1:
         assert max(map(len, packs)) - min(map(len, packs)) <= 1

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import FIGURES
 from tests.support.small import small_run, train
 
@@ -44,8 +45,8 @@ def test_objectives_are_named_as_results_name_their_figures(tmp_path: Path) -> N
     synthetic = small_run(tmp_path, "target_model=synthetic", "data=none")
     found: set[str] = set()
     for outcome in (*train(alone), *train(synthetic)):
-        assert isinstance(outcome, dict)
-        found |= outcome["metrics"].keys()
+        assert isinstance(outcome, Result)
+        found |= outcome.metrics.keys()
     assert found == set(FIGURES)
 
 

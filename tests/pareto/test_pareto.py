@@ -18,22 +18,33 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.pareto import curves, similarity
 from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
 from sae_sweeps.pareto.points import RunPoint, Setting, by_curve, read, settings
-from sae_sweeps.pareto.report import WRITTEN, report
+from sae_sweeps.pareto.report import report
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import matching
 from tests.support.places import ROOT
-from tests.support.reported import printed, result, table, write_decoder, write_failure, write_sweep
+from tests.support.reported import (
+    base,
+    printed,
+    result,
+    table,
+    write_decoder,
+    write_failure,
+    write_sweep,
+)
 
 
 def point(l0: float, fvu: float, seed: int = 0, setting: str | None = None) -> RunPoint:
-    metrics: dict[str, float | int] = {"l0": l0, "fvu": fvu}
-    place = setting or f"{l0} {fvu}"
-    return RunPoint("run", "relu", "relu", place, 1.0, 8, seed, 1, metrics, {})
+    metrics = {"l0": l0, "fvu": fvu}
+    config = configured(k=1.0, d_sae=8, seed=seed)
+    made = Result(label="relu", choices={}, config=config, tokens=1, metrics=metrics)
+    return RunPoint("run", "relu", setting or f"{l0} {fvu}", metrics, made)
 
 
 coordinate = st.one_of(
@@ -166,16 +177,24 @@ def test_equal_l0s_are_the_dials_and_the_limits_of_what_all_reach(
         assert sum(row[place] is not None for row in fvus.values()) >= enough
 
 
-def names(*configs: Mapping[str, Any], label: str = "relu") -> list[str]:
+def configured(**changed: Any) -> RunConfig:
+    """A config that differs from others in these options, `aux_loss` and so on whole."""
+    tree = base()
+    for key, value in changed.items():
+        tree[key] = tree[key] | value if isinstance(value, dict) else value
+    return RunConfig.of(tree)
+
+
+def names(*configs: RunConfig, label: str = "relu") -> list[str]:
     return curves.names([(label, config) for config in configs])
 
 
 def test_a_curve_is_named_after_what_parts_it_besides_the_dial_and_seeds() -> None:
-    def config(k: float, d_sae: int = 8, lr: float = 1e-3, **more: Any) -> dict[str, Any]:
-        return {"k": k, "d_sae": d_sae, "architecture": {"target_l0": k}, **more} | {
-            "training": {"lr": lr},
-            "aux_loss": {"k_aux": d_sae // 2},
-        }
+    def config(k: float, d_sae: int = 8, lr: float = 1e-3, **more: Any) -> RunConfig:
+        architecture = {"architecture": {"target_l0": k}} | more
+        return configured(
+            k=k, d_sae=d_sae, optimizer={"lr": lr}, aux_loss={"k_aux": d_sae // 2}, **architecture
+        )
 
     assert names(config(4), config(8)) == ["relu", "relu"]
     assert names(config(4, seed=0), config(4, seed=1, stream={"seed": 3})) == ["relu", "relu"]
@@ -187,16 +206,16 @@ def test_a_curve_is_named_after_what_parts_it_besides_the_dial_and_seeds() -> No
     ]
     assert names(config(4), config(4, lr=1e-5)) == ["relu, lr=0.001", "relu, lr=1e-05"]
     assert names(config(4, device="cpu"), config(4, tracking={"mode": "x"})) == ["relu", "relu"]
-    coefs = [config(4) | {"architecture": {"l1_coef": coef}} for coef in (0.1, 1.0, "auto")]
+    coefs = [config(4, architecture={"l1_coef": coef}) for coef in (0.1, 1.0, "auto")]
     assert names(*coefs) == ["relu"] * 3
 
 
 def test_curves_of_one_method_say_nothing_about_the_others() -> None:
     found = curves.names(
         [
-            ("relu", {"k": 4, "training": {"lr": 0.1}}),
-            ("topk", {"k": 4, "training": {"lr": 0.2}}),
-            ("topk", {"k": 4, "training": {"lr": 0.3}}),
+            ("relu", configured(optimizer={"lr": 0.1})),
+            ("topk", configured(optimizer={"lr": 0.2})),
+            ("topk", configured(optimizer={"lr": 0.3})),
         ]
     )
     assert found == ["relu", "topk, lr=0.2", "topk, lr=0.3"]
@@ -209,7 +228,7 @@ def test_seeds_are_averaged_and_stay_apart_from_other_options(tmp_path: Path) ->
     assert list(found) == ["relu, d_sae=8", "relu, d_sae=16"]
     for setting in [setting for curve in found.values() for setting in curve]:
         fvus = [results[point.run]["metrics"]["fvu"] for point in setting.points]
-        assert {point.seed for point in setting.points} == {0, 1}
+        assert {point.config.seed for point in setting.points} == {0, 1}
         assert setting.mean("fvu") == pytest.approx(sum(fvus) / 2)
         assert setting.spread("fvu") == pytest.approx(abs(fvus[0] - fvus[1]) / math.sqrt(2))
 
@@ -256,7 +275,12 @@ def test_the_report_of_a_sweep(tmp_path: Path) -> None:
     assert "failed: bad-1: loss became nan at 4,096 tokens" in text
     assert "without a result so far: 1 runs" in text
     assert "token_choice + aux_k" in text and "Frontier of L0 and FVU" in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*sorted(WRITTEN), "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pareto.csv",
+        "pareto.png",
+        "report.html",
+        "runs",
+    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
@@ -535,8 +559,8 @@ def test_further_measures_are_shown_where_there_is_room(tmp_path: Path) -> None:
 
 
 def test_what_cannot_change_the_weights_parts_no_replicates() -> None:
-    config = {"k": 4, "threads": 1, "checkpoint_minutes": 5.0, "seed": 0, "d_sae": 8}
-    later = config | {"threads": 2, "checkpoint_minutes": 1.0, "seed": 1}
+    config = configured(threads=1, checkpoint_minutes=5.0, seed=0)
+    later = configured(threads=2, checkpoint_minutes=1.0, seed=1)
     assert curves.setting(config) == curves.setting(later)
     assert curves.names([("topk", config), ("topk", later)]) == ["topk", "topk"]
-    assert curves.setting(config) != curves.setting(config | {"d_sae": 16})
+    assert curves.setting(config) != curves.setting(configured(d_sae=16))

@@ -20,11 +20,10 @@ from safetensors.torch import load_file
 
 from sae_sweeps.cli import commands
 from sae_sweeps.config import groups, history
-from sae_sweeps.config.options import ROOT, SECTIONS
+from sae_sweeps.config.options import ROOT, SECTIONS, RunConfig
 from sae_sweeps.config.signature import signature
-from sae_sweeps.launching import packs
-from sae_sweeps.record import manifest
-from sae_sweeps.record.run import RESULT_VERSION, identity
+from sae_sweeps.record.folder import MANIFEST_VERSION, PACK_VERSION, RESULT_VERSION
+from sae_sweeps.record.identity import identity
 from tests.support.launches import Launches, launches
 from tests.support.wandb_backend import Backend
 
@@ -155,7 +154,7 @@ def test_its_wandb_logs_are_uploaded(
 
 def test_an_earlier_version_refuses_what_todays_writes() -> None:
     """It reads manifests of version 2, packs and results of version 1, and says so in one line."""
-    assert (manifest.VERSION, packs.VERSION, RESULT_VERSION) == (3, 2, 2)
+    assert (MANIFEST_VERSION, PACK_VERSION, RESULT_VERSION) == (3, 2, 2)
 
 
 def test_a_config_is_the_same_however_often_it_is_upgraded(study: Path) -> None:
@@ -165,7 +164,7 @@ def test_a_config_is_the_same_however_often_it_is_upgraded(study: Path) -> None:
         stored = json.loads(path.read_text())["config"]
         today = history.upgrade(stored)
         assert history.upgrade(today) == today != stored
-        assert path.parent.name.endswith(f"-{identity(today)[:8]}")
+        assert path.parent.name.endswith(f"-{identity(RunConfig.of(today))[:8]}")
         assert "lr" not in today["training"] and "lr" in today["optimizer"]
 
 
@@ -229,10 +228,10 @@ ADDED: dict[str, list[tuple[str, str]]] = {
             "    extra: dict[str, Any]\n    stream: dict[str, Any]\n",
         ),
         (
-            "@dataclass(frozen=True, kw_only=True)\nclass RunConfig",
+            "@dataclass(frozen=True, kw_only=True)\nclass RootOptions",
             "@dataclass(frozen=True, kw_only=True)\nclass ExtraOptions:\n"
             "    width: Annotated[int, Birth(3)]\n\n\n"
-            "@dataclass(frozen=True, kw_only=True)\nclass RunConfig",
+            "@dataclass(frozen=True, kw_only=True)\nclass RootOptions",
         ),
         ("SECTIONS = {", 'SECTIONS = {\n    "extra": f"{__name__}.ExtraOptions",'),
     ],

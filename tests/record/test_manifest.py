@@ -24,7 +24,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     launch(tmp_path / "a", [0, 1, 2], packs)
     found = manifest.read(tmp_path / "a")
     assert (found.name, found.runs) == ("a", ["s0", "s1", "s2"])
-    assert [point.config["seed"] for point in found.points] == [0, 1, 2]
+    assert [point.config.seed for point in found.points] == [0, 1, 2]
     assert [point.overrides for point in found.points] == [["seed=0"], ["seed=1"], ["seed=2"]]
     [only] = found.launches
     assert (only.host, only.pid) == (socket.gethostname(), os.getpid())

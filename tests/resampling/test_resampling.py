@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.engine.acts import SparseActs
 from sae_sweeps.interfaces import Architecture, Progress, Step
 from sae_sweeps.optimizer.adam import Adam
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.resampling.neuron_resampling import NeuronResampling
 from sae_sweeps.training.member import new_sae
@@ -48,13 +50,13 @@ def module(d_in: int = 4, d_sae: int = 11, **changed: Any) -> NeuronResampling:
 
 
 @cache
-def config_of(*overrides: str) -> dict[str, Any]:
+def config_of(*overrides: str) -> RunConfig:
     return small_run(Path(), *overrides).config
 
 
 def sae_of(method: str, d_in: int, d_sae: int, seed: int) -> Architecture:
     """An SAE with nothing at zero and decoder rows of length 1."""
-    sae = new_sae(config_of(f"method={method}") | {"d_sae": d_sae}, d_in)
+    sae = new_sae(replace(config_of(f"method={method}"), d_sae=d_sae), d_in)
     generator = torch.Generator().manual_seed(seed)
     for parameter in sae.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
@@ -250,9 +252,9 @@ def test_new_weights(
 def trainer_of(sae: Architecture, *overrides: str, **changed: Any) -> Trainer:
     """Trains `sae`; its latents 0 to 2 can never fire."""
     config = config_of(f"method={'gated' if hasattr(sae, 'b_gate') else 'relu'}", *overrides)
-    node = config["resampling"] | (changed if RESAMPLING in overrides else {})
+    node = config.nodes["resampling"] | (changed if RESAMPLING in overrides else {})
     sae.get_parameter("b_gate" if hasattr(sae, "b_gate") else "b_enc").data[:3] = -1e3
-    return new_trainer(config | {"resampling": node}, sae)
+    return new_trainer(replace(config, nodes=config.nodes | {"resampling": node}), sae)
 
 
 SHORT = {"every_tokens": 4 * BATCH, "window_tokens": BATCH, "sample_tokens": 2 * BATCH, "times": 2}
@@ -369,8 +371,8 @@ def rows_of(done: Run) -> list[dict[str, float]]:
 def test_fewer_latents_are_dead_in_the_end(method: str, tmp_path: Path) -> None:
     words = [f"method={method}", *DEADLY]
     without, with_it = small_run(tmp_path, *words), small_run(tmp_path, *words, RESAMPLING)
-    outcomes = [outcome for outcome in train(without, with_it) if isinstance(outcome, dict)]
-    dead = [outcome["metrics"]["dead_frac"] for outcome in outcomes]
+    outcomes = [outcome for outcome in train(without, with_it) if isinstance(outcome, Result)]
+    dead = [outcome.metrics["dead_frac"] for outcome in outcomes]
     assert dead[0] > 0.2 and dead[1] < 0.6 * dead[0]
     counts = [row.get("features/resampled", 0) for row in rows_of(with_it)]
     assert counts == sorted(counts) and counts[-1] > 0.1 * 256

@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
-from sae_sweeps.record.run import Run, identity, pass_identity, stream_identity
+from sae_sweeps.record.identity import identity, pass_identity, stream_identity
+from sae_sweeps.record.result import Result
+from sae_sweeps.record.run import Run
 from sae_sweeps.stream import harvest as harvest_module
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
@@ -30,12 +33,12 @@ from sae_sweeps.target_model.transformer_lens import TransformerLens
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import pack
 from sae_sweeps.training.member import Member
-from sae_sweeps.training.pack import train_pack
-from sae_sweeps.training.remeasure import remeasure_pack
+from sae_sweeps.training.pack import load
 from tests.support.families import CPU, LAYERS, save
 from tests.support.interrupting import OFTEN, Interrupted, Interrupting
 from tests.support.runs import assert_equal_runs
-from tests.support.small import Quiet, small_run, train
+from tests.support.small import Quiet, measure, small_run, train, train_pack
+from tests.support.streams import Alone
 
 POST = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
 WIDE = "blocks.1.mlp.hook_post"
@@ -50,22 +53,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base() -> dict[str, Any]:
+def base() -> RunConfig:
     """The config of a small run."""
     return small_run(Path("unused"), "stream.chunk_tokens=512", "stream.seed=3").config
 
 
-Config = dict[str, Any]
 Node = dict[str, Any]
 
 
-def config_of(base: Config, node: Node, **stream: Any) -> Config:
+def config_of(base: RunConfig, node: Node, **stream: Any) -> RunConfig:
     """The same for another target model, on drawn tokens."""
-    data = {"_target_": "families.Drawn", "context": CONTEXT, "train": 200, "held_out": 30}
-    evaluation = base["evaluation"] | {"tokens": TOKENS, "ce_tokens": 0}
-    given = base["stream"] | {"calibration_tokens": 300, "repeat": True} | stream
-    groups = {"target_model": node, "data": data, "stream": given, "evaluation": evaluation}
-    return base | groups
+    data = {
+        "_target_": "tests.support.families.Drawn",
+        "context": CONTEXT,
+        "train": 200,
+        "held_out": 30,
+    }
+    evaluation = replace(base.evaluation, tokens=TOKENS, ce_tokens=0)
+    given = replace(base.stream, **{"calibration_tokens": 300, "repeat": True} | stream)
+    nodes = base.nodes | {"target_model": node, "data": data}
+    return replace(base, nodes=nodes, stream=given, evaluation=evaluation)
 
 
 def model(folder: Path, hook: str, **changed: Any) -> Node:
@@ -128,20 +135,20 @@ def own(hook: str) -> Node:
     return {"_target_": f"{__name__}.Own", "hook": hook}
 
 
-def alone(config: Config) -> Stream:
+def alone(config: RunConfig) -> Alone:
     """The stream of a config without a harvest."""
-    target = build(config["target_model"], build(config["data"]), CPU)
-    return Stream(target, options.StreamOptions(**config["stream"]))
+    target = build(config.nodes["target_model"], build(config.nodes["data"]), CPU)
+    return Alone(target, config.stream, TOKENS)
 
 
-def assert_same_streams(configs: Sequence[Config], harvest: Harvest, pool: Any) -> None:
+def assert_same_streams(configs: Sequence[RunConfig], harvest: Harvest, pool: Any) -> None:
     """Scale, mean, held-out tokens and chunks, bit for bit; also across an epoch's end."""
     streams = [harvest.stream(config) for config in configs]
     expected = [alone(config) for config in configs]
     for stream, other in zip(streams, expected, strict=True):
         assert stream.scale == other.scale
         assert stream.mean.equal(other.mean) and stream.offset.equal(other.offset)
-        assert stream.held_out(TOKENS).equal(other.held_out(TOKENS))
+        assert stream.held_out.equal(other.held_out)
         assert stream.target.description == other.target.description
     for index in (0, 8, 3):
         chunks = harvest.begin(index, streams, pool)
@@ -161,7 +168,7 @@ def assert_same_streams(configs: Sequence[Config], harvest: Harvest, pool: Any) 
     ],
 )
 def test_streams_are_those_of_each_hook_alone(
-    threads: int, rows_per_forward: int, base: Config, folder: Path
+    threads: int, rows_per_forward: int, base: RunConfig, folder: Path
 ) -> None:
     hooks = [POST[1], POST[0], WIDE, POST[2]]
     configs = [
@@ -175,14 +182,14 @@ def test_streams_are_those_of_each_hook_alone(
         assert_same_streams(configs, harvest, pool)
 
 
-def test_streams_may_be_centred(base: Config, folder: Path) -> None:
+def test_streams_may_be_centred(base: RunConfig, folder: Path) -> None:
     configs = [config_of(base, model(folder, hook), centre=True) for hook in POST[:2]]
     with ThreadPoolExecutor(2) as pool:
         assert_same_streams(configs, Harvest(configs, CPU, pool), pool)
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_plain_and_bridged_hooks_may_be_mixed(order: int, base: Config, folder: Path) -> None:
+def test_plain_and_bridged_hooks_may_be_mixed(order: int, base: RunConfig, folder: Path) -> None:
     hooks = [POST[1], BRIDGED, POST[0]][::order]
     configs = [config_of(base, model(folder, hook)) for hook in hooks]
     with ThreadPoolExecutor(2) as pool:
@@ -193,7 +200,7 @@ def test_plain_and_bridged_hooks_may_be_mixed(order: int, base: Config, folder: 
         assert_same_streams(configs, harvest, pool)
 
 
-def test_two_names_of_one_place(base: Config, folder: Path) -> None:
+def test_two_names_of_one_place(base: RunConfig, folder: Path) -> None:
     hooks = ["blocks.0.hook_out", POST[0], "blocks.1.hook_resid_pre"]
     configs = [config_of(base, model(folder, hook)) for hook in hooks]
     with ThreadPoolExecutor(2) as pool:
@@ -201,10 +208,10 @@ def test_two_names_of_one_place(base: Config, folder: Path) -> None:
         assert_same_streams(configs, harvest, pool)
         streams = [harvest.stream(config) for config in configs]
         assert len(harvest.groups) == 1 and len({*map(id, streams)}) == 3
-        assert streams[0].held_out(TOKENS).equal(streams[2].held_out(TOKENS))
+        assert streams[0].held_out.equal(streams[2].held_out)
 
 
-def test_without_a_pass_to_share_each_hook_has_its_own_target(base: Config) -> None:
+def test_without_a_pass_to_share_each_hook_has_its_own_target(base: RunConfig) -> None:
     configs = [config_of(base, own(hook)) for hook in ("a", "bb", "ccc")]
     Own.made.clear()
     with ThreadPoolExecutor(2) as pool:
@@ -242,7 +249,7 @@ def count_passes(way: type, counted: list[int], monkeypatch: pytest.MonkeyPatch)
 
 
 def test_many_hooks_take_as_many_passes_as_one(
-    base: Config, folder: Path, passes: list[int]
+    base: RunConfig, folder: Path, passes: list[int]
 ) -> None:
     taken: list[list[int]] = []
     for hooks in (POST[:1], [POST[1], WIDE, *POST[::2], "blocks.2.hook_attn_out"]):
@@ -261,7 +268,7 @@ def split(rows: int, at_most: int) -> list[int]:
     return [at_most] * (rows // at_most) + [rows % at_most] * (rows % at_most > 0)
 
 
-def test_a_pass_ends_at_the_deepest_hook_that_is_needed(base: Config, folder: Path) -> None:
+def test_a_pass_ends_at_the_deepest_hook_that_is_needed(base: RunConfig, folder: Path) -> None:
     configs = [config_of(base, model(folder, hook)) for hook in (POST[1], POST[0], BRIDGED)]
     ran: list[tuple[type, int]] = []
     with ThreadPoolExecutor(1) as pool:
@@ -310,7 +317,7 @@ def runs_at(where: Path, nodes: Sequence[Node], *overrides: str, **stream: Any) 
 
 
 def finished(outcomes: Sequence[Any]) -> list[bool]:
-    return [isinstance(outcome, dict) for outcome in outcomes]
+    return [isinstance(outcome, Result) for outcome in outcomes]
 
 
 @pytest.mark.parametrize(
@@ -341,12 +348,12 @@ def test_runs_of_a_layer_sweep_are_those_alone(
 def test_a_layer_sweep_is_measured_anew_as_each_run_alone(folder: Path, tmp_path: Path) -> None:
     runs = runs_at(tmp_path, [model(folder, hook) for hook in POST[:2]])
     assert finished(train(*runs)) == [True] * 4
-    for run in runs:
-        run.config["evaluation"] |= {"tokens": 640, "ce_tokens": 100}
-    together: list[Any] = remeasure_pack(runs, Off(), Quiet())
-    singly: list[Any] = [remeasure_pack([run], Off(), Quiet())[0] for run in runs]
-    assert [result["metrics"] for result in together] == [result["metrics"] for result in singly]
-    assert len({result["metrics"]["fvu"] for result in together}) == 4
+    given = replace(runs[0].config.evaluation, tokens=640, ce_tokens=100)
+    runs = [replace(run, config=replace(run.config, evaluation=given)) for run in runs]
+    together: list[Any] = measure(*runs)
+    singly: list[Any] = [measure(run)[0] for run in runs]
+    assert [result.metrics for result in together] == [result.metrics for result in singly]
+    assert len({result.metrics["fvu"] for result in together}) == 4
 
 
 @pytest.mark.parametrize("far", [False, True])
@@ -360,10 +367,10 @@ def test_an_interrupted_layer_sweep_goes_on_to_the_same_end(
     broken = runs_at(tmp_path / "broken", nodes, OFTEN)
     if far:
         with pytest.raises(Interrupted):
-            train_pack(broken[2:], Off(), Interrupting(1, 6))
+            train_pack(broken[2:], Interrupting(1, 6))
     with pytest.raises(Interrupted):
-        train_pack(broken, Off(), Interrupting(0, 3))
-    assert 0 < broken[0].saved_tokens < broken[0].total_tokens
+        train_pack(broken, Interrupting(0, 3))
+    assert 0 < broken[0].files.saved_tokens < broken[0].config.total_tokens
     assert not list(tmp_path.glob("broken/*/result.json"))
     assert finished(train(*broken)) == [True] * 4
     for run, other in zip(broken, through, strict=True):
@@ -388,19 +395,6 @@ def test_what_nobody_needs_any_more_is_not_asked_for(
     assert begun == [(0, both), (1, both), (2, POST[:1]), (3, POST[:1])]
 
 
-@pytest.mark.slow
-def test_runs_may_be_evaluated_on_different_tokens(folder: Path, tmp_path: Path) -> None:
-    runs = runs_at(tmp_path / "packed", [model(folder, hook) for hook in POST[:2]])
-    others = runs_at(tmp_path / "alone", [model(folder, hook) for hook in POST[:2]])
-    for some in (runs, others):
-        some[1].config["evaluation"] |= {"tokens": 300, "ce_tokens": 46}
-        some[2].config["evaluation"] |= {"tokens": 690, "ce_tokens": 0}
-    assert finished(train(*runs)) == [True] * 4
-    for run, other in zip(runs, others, strict=True):
-        assert finished(train(other)) == [True]
-        assert_equal_runs(run, other)
-
-
 # --- Activations that are no numbers -------------------------------------------------------
 
 
@@ -408,7 +402,7 @@ def test_a_hook_without_numbers_fails_its_own_runs(tmp_path: Path) -> None:
     """One that is spoilt from the start, and one where it shows in training."""
     nodes = [own(hook) for hook in ("a", "always", "later", "bb")]
     runs = runs_at(tmp_path / "with", nodes)
-    outcomes = train_pack(runs, Off(), Quiet(), isolate=True)
+    outcomes = load(runs, [], Quiet()).train(Off())
     assert finished(outcomes) == [True, True, False, False, False, False, True, True]
     for outcome, kind in zip(
         outcomes[2:6], [ConfigError] * 2 + [FloatingPointError] * 2, strict=True
@@ -420,7 +414,7 @@ def test_a_hook_without_numbers_fails_its_own_runs(tmp_path: Path) -> None:
     failed = [(run.folder / "failed.json").exists() for run in runs]
     assert failed == [False, False, False, False, True, True, False, False]
     for run in (*runs[:2], *runs[6:]):
-        node = run.config["target_model"]
+        node = run.config.nodes["target_model"]
         k = 0 if "k=4" in run.overrides else 1
         other = runs_at(tmp_path / "alone", [node])[k]
         assert finished(train(other)) == [True]
@@ -453,7 +447,7 @@ def test_without_isolation_what_is_wrong_is_told_before_anything_is_written(tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_numbers_too_large_for_the_dtype(base: Config, folder: Path, tmp_path: Path) -> None:
+def test_numbers_too_large_for_the_dtype(base: RunConfig, folder: Path, tmp_path: Path) -> None:
     """A model whose second block overflows in float16: what is below it can be harvested."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -471,7 +465,8 @@ def test_numbers_too_large_for_the_dtype(base: Config, folder: Path, tmp_path: P
         chunks = harvest.begin(1, [whole], pool)
         chunks.wait()
         assert chunks.take(whole).equal(alone(configs[1]).chunk(1))
-        configs[1]["evaluation"]["ce_tokens"] = 128  # which takes all of the model
+        given = replace(configs[1].evaluation, ce_tokens=128)  # which takes all of the model
+        configs[1] = replace(configs[1], evaluation=given)
         with pytest.raises(ConfigError, match=r"predictions are not finite.*target_model\.dtype"):
             Harvest(configs[1:], CPU, pool).stream(configs[1])
 
@@ -584,12 +579,13 @@ def test_the_next_chunk_is_begun_while_members_train(
 # --- Identities ----------------------------------------------------------------------------
 
 
-def changed(config: Config, path: str, value: Any) -> Config:
+def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
     group, _, option = path.partition(".")
+    tree = config.tree
     if not option:
-        return config | {group: value}
-    assert config[group][option] != value, path
-    return config | {group: config[group] | {option: value}}
+        return RunConfig.of(tree | {group: value})
+    assert tree[group][option] != value, path
+    return RunConfig.of(tree | {group: tree[group] | {option: value}})
 
 
 SAME = (
@@ -607,13 +603,13 @@ OTHER = (
 )
 
 
-def test_identities_tell_apart_what_they_must(base: Config, folder: Path) -> None:
+def test_identities_tell_apart_what_they_must(base: RunConfig, folder: Path) -> None:
     config = config_of(base, model(folder, POST[0]), seed=3, batch_tokens=512)
     stream, together = stream_identity(config), pass_identity(config)
     other_hook = changed(config, "target_model.hook", POST[1])
     assert stream_identity(other_hook) != stream and pass_identity(other_hook) == together
     for path, value in SAME:
-        if "." in path and path.split(".")[1] not in config[path.split(".")[0]]:
+        if "." in path and path.split(".")[1] not in config.tree[path.split(".")[0]]:
             continue
         other = changed(config, path, value)
         assert (stream_identity(other), pass_identity(other)) == (stream, together), path
@@ -627,8 +623,10 @@ def test_identities_tell_apart_what_they_must(base: Config, folder: Path) -> Non
     assert len(seen) == 1 + len(OTHER)
 
 
-def test_where_there_is_no_hook_a_pass_is_a_stream(base: Config) -> None:
+def test_where_there_is_no_hook_a_pass_is_a_stream(base: RunConfig) -> None:
     node = {"_target_": "sae_sweeps.target_model.activations.Activations", "path": "a.npy"}
     one, other = (config_of(base, node | {"path": path}) for path in ("a.npy", "b.npy"))
     assert stream_identity(one) == pass_identity(one) != pass_identity(other)
-    assert "hook" in config_of(base, model(Path("x"), "h"))["target_model"]  # nothing is taken out
+    assert (
+        "hook" in config_of(base, model(Path("x"), "h")).nodes["target_model"]
+    )  # nothing is taken out

@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sae_sweeps.config import options
+from sae_sweeps.config.options import StreamOptions
 from sae_sweeps.data.embedded import Embedded
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
 from sae_sweeps.errors import ConfigError
@@ -37,14 +37,14 @@ from sae_sweeps.interfaces import (
     Split,
     TargetModel,
 )
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
-from sae_sweeps.stream.live import Stream
+from sae_sweeps.stream.live import Stream, require_held_out
 from sae_sweeps.target_model.transformer_lens import TransformerLens
-from sae_sweeps.tracking.off import Off
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.remeasure import remeasure_pack
 from sae_sweeps.training.trainer import Trainer
-from tests.support.small import Quiet, every, small_run, train
+from tests.support.small import every, measure, small_run, train
+from tests.support.streams import Alone
 
 Token = tuple[int, ...]
 """Split, row and position: what an activation of `Coded` says of its origin."""
@@ -90,12 +90,13 @@ class Given(Coded):
         return self.row.expand(len(rows) * self.tokens_per_row, -1)
 
 
-def stream(target: TargetModel | None = None, **changed: int) -> Stream:
+def stream(target: TargetModel | None = None, held_out: int = 140, **changed: int) -> Alone:
     """A stream of small batches, over 350 coded tokens unless told otherwise."""
-    given = {"batch_tokens": 10, "chunk_tokens": 70, "seed": 0, "calibration_tokens": 64}
-    values = given | {"repeat": 0, "centre": 0} | changed
+    numbers = {"batch_tokens": 10, "chunk_tokens": 70, "seed": 0, "calibration_tokens": 64}
+    values = numbers | {"repeat": 0, "centre": 0} | changed
     repeat, centre = bool(values.pop("repeat")), bool(values.pop("centre"))
-    return Stream(target or Coded(), options.StreamOptions(**values, repeat=repeat, centre=centre))
+    given = StreamOptions(**values, repeat=repeat, centre=centre)
+    return Alone(target or Coded(), given, held_out)
 
 
 def origins(acts: Tensor, scale: float) -> list[Token]:
@@ -103,7 +104,7 @@ def origins(acts: Tensor, scale: float) -> list[Token]:
     return [tuple(row) for row in (acts / scale).round().int().tolist()]
 
 
-def tokens_of(made: Stream, chunks: int) -> list[Token]:
+def tokens_of(made: Alone, chunks: int) -> list[Token]:
     """The origins of the first chunks' tokens, in order."""
     return [token for i in range(chunks) for token in origins(made.chunk(i), made.scale)]
 
@@ -201,8 +202,8 @@ def test_the_seed_rules_the_order_and_nothing_else() -> None:
 
 
 def test_held_out_tokens_do_not_depend_on_the_seed() -> None:
-    made = [stream(seed=seed) for seed in (0, 1, 7)]
-    held = [origins(one.held_out(100), one.scale) for one in made]
+    made = [stream(held_out=100, seed=seed) for seed in (0, 1, 7)]
+    held = [origins(one.held_out, one.scale) for one in made]
     assert held[0] == held[1] == held[2]
     assert {split for split, _, _ in held[0]} == {HELD_OUT}
     rows = [one.held_out_rows(100).tolist() for one in made]
@@ -237,19 +238,19 @@ def test_without_repeating_no_token_comes_twice() -> None:
 
 
 def test_held_out_tokens_and_rows_go_together() -> None:
-    made = stream()
     for tokens in (7, 63, 140):
+        made = stream(held_out=tokens)
         rows = made.held_out_rows(tokens).tolist()
         expected = {(HELD_OUT, row, p) for row in rows for p in range(1, 8)}
-        assert set(origins(made.held_out(tokens), made.scale)) == expected
+        assert set(origins(made.held_out, made.scale)) == expected
+    made = stream()
     assert made.held_out_rows(8).tolist() == made.held_out_rows(14).tolist()
 
 
 def test_more_held_out_tokens_than_there_are_is_an_error() -> None:
-    made = stream()
-    assert len(made.held_out(140)) == 140
+    require_held_out(stream().order, 140)
     with pytest.raises(ConfigError, match=r"evaluation\.tokens is 141: .* hold 140 held-out"):
-        made.held_out(141)
+        require_held_out(stream().order, 141)
 
 
 @pytest.mark.slow
@@ -267,7 +268,7 @@ def test_a_finished_pack_lets_go_of_its_stream(
     monkeypatch.setattr(Stream, "__init__", remember)
     for seed in (0, 1):
         [outcome] = train(small_run(tmp_path, f"stream.seed={seed}"))
-        assert isinstance(outcome, dict)
+        assert isinstance(outcome, Result)
     gc.collect()
     assert [stream() for stream in made] == [None, None]
 
@@ -326,7 +327,7 @@ def test_the_centre_is_the_calibration_tokens_mean_for_every_split() -> None:
     made, raw = stream(calibration_tokens=70, centre=1), stream(calibration_tokens=70)
     mean = (raw.chunk(0) / raw.scale).mean(0)
     assert torch.allclose(made.offset, mean, atol=1e-5)
-    assert torch.allclose(made.unscaled(made.held_out(140)), raw.unscaled(raw.held_out(140)))
+    assert torch.allclose(made.unscaled(made.held_out), raw.unscaled(raw.held_out))
 
 
 @pytest.mark.parametrize("row", [[3.0, 1.0, 2.0], [0.5, 0.0, 0.25]])
@@ -361,7 +362,7 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folded]:
         initialise(self, sae, *others)
 
     def end(self: Stream, sae: Architecture) -> None:
-        last.append((self, sae.b_dec.detach().clone(), recon_of(sae, self.held_out(1024))))
+        last.append((self, sae.b_dec.detach().clone(), recon_of(sae, self.held_out)))
         unscale(self, sae)
 
     made: dict[str, Folded] = {}
@@ -370,7 +371,7 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folded]:
         patch.setattr(Stream, "unscale", end)
         for method in METHODS:
             run = small_run(tmp_path_factory.mktemp(method), f"method={method}", *CENTRED)
-            assert isinstance(train(run)[0], dict)
+            assert isinstance(train(run)[0], Result)
             made[method] = Folded(run, first[-1], *last[-1])
     return made
 
@@ -399,7 +400,7 @@ def test_saved_weights_take_raw_activations(folded: dict[str, Folded], method: s
     made = folded[method]
     assert made.stream.offset.norm() * made.stream.scale > 0.1
     assert made.first_b_dec.abs().max() < 1e-5
-    x = made.stream.held_out(1024)
+    x = made.stream.held_out
     raw = x / made.stream.scale + made.stream.offset
     recon = recon_of(saved(made.run), raw)
     assert agreeing(recon, made.recon / made.stream.scale + made.stream.offset) > 0.995
@@ -418,7 +419,7 @@ def test_folding_there_and_back_changes_nothing(folded: dict[str, Folded], metho
     made, sae = folded[method], saved(folded[method].run)
     made.stream.rescale(sae)
     assert nearly(sae.b_dec, made.b_dec)
-    assert agreeing(recon_of(sae, made.stream.held_out(1024)), made.recon) > 0.995
+    assert agreeing(recon_of(sae, made.stream.held_out), made.recon) > 0.995
     made.stream.unscale(sae)
     for name, tensor in saved(made.run).state_dict().items():
         ours = sae.state_dict()[name]
@@ -432,7 +433,7 @@ def test_the_saelens_folder_takes_raw_activations(folded: dict[str, Folded], met
     w = load_file(made.run.folder / "sae" / "sae_weights.safetensors")
     cfg = json.loads((made.run.folder / "sae" / "cfg.json").read_text())
     assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"]
-    x = made.stream.held_out(1024) / made.stream.scale + made.stream.offset
+    x = made.stream.held_out / made.stream.scale + made.stream.offset
     acts = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu()
     if cfg["architecture"] == "topk":
         acts = acts * (acts >= acts.topk(cfg["k"], dim=1).values[:, -1:])
@@ -446,11 +447,11 @@ def test_a_centred_run_can_be_measured_anew(tmp_path: Path) -> None:
     words = ["method=relu", *CENTRED]
     train(small_run(tmp_path, *words))
     again = small_run(tmp_path, *words, "evaluation.tokens=2048")
-    [result] = remeasure_pack([again], Off(), Quiet())
+    [result] = measure(again)
     [fresh] = train(small_run(tmp_path / "fresh", *words, "evaluation.tokens=2048"))
-    assert isinstance(result, dict) and isinstance(fresh, dict)
-    for key, value in fresh["metrics"].items():
-        assert result["metrics"][key] == pytest.approx(value, rel=1e-3), key
+    assert isinstance(result, Result) and isinstance(fresh, Result)
+    for key, value in fresh.metrics.items():
+        assert result.metrics[key] == pytest.approx(value, rel=1e-3), key
 
 
 @pytest.mark.parametrize("method", ["topk", "relu"])
@@ -471,7 +472,7 @@ def test_centring_helps_where_the_mean_is_large(method: str, tmp_path: Path) -> 
     outcomes = train(small_run(tmp_path, *words)) + train(
         small_run(tmp_path, *words, "stream.centre=true")
     )
-    apart, centred = (o["metrics"] for o in outcomes if isinstance(o, dict))
+    apart, centred = (o.metrics for o in outcomes if isinstance(o, Result))
     assert centred["fvu"] < 0.5 * apart["fvu"]
     assert centred["dead_frac"] < 0.3 * apart["dead_frac"]
 

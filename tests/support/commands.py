@@ -1,20 +1,25 @@
 """Commands run in this process, with a stand-in for training, and in others."""
 
 import importlib
-import json
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sae_sweeps import __main__
-from sae_sweeps.record.run import METRICS_VERSION, Run
+from sae_sweeps.record.result import METRICS_VERSION, Result
+from sae_sweeps.record.run import Run
 from sae_sweeps.system import hugging_face
 from tests.support.places import ROOT
+
+
+def _read(runs: list[Run]) -> list[Any]:
+    return [run.files.result() for run in runs]
 
 
 class Trainer:
@@ -22,25 +27,22 @@ class Trainer:
 
     def __init__(self) -> None:
         self.packs: list[list[Run]] = []
+        self.measured: list[list[Run]] = []
         self.reports: list[Path] = []
         self.pages: list[tuple[list[Path], Path]] = []
         self.before_ready: Callable[[list[Run]], None] = lambda _: None
         self.error_of: Callable[[Run], Exception | None] = lambda _: None
+        self.measure: Callable[[list[Run]], list[Any]] = _read
 
-    def train_pack(
-        self,
-        runs: list[Run],
-        tracking: Any,
-        display: Any,
-        on_ready: Callable[[], None],
-        isolate: bool = False,
-    ) -> list[Any]:
+    def load(self, train: list[Run], measure: list[Run], display: Any) -> "Loaded":
+        """Load nothing."""
+        self.before_ready([*train, *measure])
+        return Loaded(self, train, measure, display)
+
+    def train(self, runs: list[Run], display: Any) -> list[Any]:
         """Train nothing."""
-        del tracking, isolate
-        self.before_ready(runs)
-        on_ready()
         self.packs.append(runs)
-        display.started(sum(run.config["training"]["tokens"] for run in runs), ["x"] * len(runs))
+        display.started(sum(run.config.training.tokens for run in runs), ["x"] * len(runs))
         return [self._outcome(run, index, display) for index, run in enumerate(runs)]
 
     def _outcome(self, run: Run, index: int, display: Any) -> Any:
@@ -49,12 +51,19 @@ class Trainer:
         if error:
             display.finished(index, "failed")
             return error
-        display.advance(index, run.config["training"]["tokens"])
+        display.advance(index, run.config.training.tokens)
         display.metrics(index, {"l0": 16.0, "fvu": 0.1})
         display.finished(index, "finished")
-        result = {"version": 1, "run": run.name, "config": run.config, "metrics": {"l0": 1.0}}
-        result["evaluation"] = {"metrics_version": METRICS_VERSION}
-        (run.folder / "result.json").write_text(json.dumps(result))
+        result = Result(
+            run=run.name,
+            label=run.label,
+            choices=run.choices,
+            config=run.config,
+            tokens=run.config.total_tokens,
+            metrics={"l0": 1.0},
+            evaluation={"metrics_version": METRICS_VERSION},
+        )
+        run.files.finish(result)
         return result
 
     def report_side_by_side(self, folders: list[Path], path: Path) -> None:
@@ -72,6 +81,26 @@ class Trainer:
         return [run for pack in self.packs for run in pack]
 
 
+@dataclass
+class Loaded:
+    """Stands in for a loaded pack."""
+
+    trainer: Trainer
+    runs: list[Run]
+    finished: list[Run]
+    display: Any
+    faults: list[Exception] = field(default_factory=list[Exception])
+
+    def train(self, tracking: Any) -> list[Any]:
+        """Train nothing."""
+        return self.trainer.train(self.runs, self.display)
+
+    def measure(self, tracking: Any) -> list[Any]:
+        """Measure nothing."""
+        self.trainer.measured.append(self.finished)
+        return self.trainer.measure(self.finished)
+
+
 def _module(name: str, **content: Any) -> types.ModuleType:
     module = types.ModuleType(name)
     vars(module).update(content)
@@ -82,7 +111,7 @@ def _module(name: str, **content: Any) -> types.ModuleType:
 def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trainer]:
     """Replace training and report, and work in an empty folder."""
     fake = Trainer()
-    training = _module("sae_sweeps.training.pack", train_pack=fake.train_pack)
+    training = _module("sae_sweeps.training.pack", load=fake.load)
     reports = {"report": fake.report, "report_side_by_side": fake.report_side_by_side}
     report = _module("sae_sweeps.pareto.report", **reports)
     monkeypatch.setitem(sys.modules, training.__name__, training)
@@ -117,7 +146,7 @@ def run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
 
 def configs(trainer: Trainer) -> list[dict[str, Any]]:
     """Collect what was trained."""
-    return [run.config for run in trainer.runs]
+    return [run.config.tree for run in trainer.runs]
 
 
 def write(path: Path, text: str) -> None:

@@ -5,27 +5,26 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.record import manifest
 from sae_sweeps.record.manifest import Pack
 from sae_sweeps.record.plan import Plan, Point
 from sae_sweeps.record.run import Run
+from tests.support.small import small_run
 
 CHOICES = {"architecture": "relu", "allocator": "token_choice"}
 TOKENS = 1000
 
 
-def config(seed: int) -> dict[str, Any]:
-    """As much of a config as is looked at."""
-    return {
-        "k": 8.0,
-        "seed": seed,
-        "stream": {"batch_tokens": 100},
-        "training": {"tokens": TOKENS},
-        "fine_tune": {},
-    }
+@cache
+def config(seed: int) -> RunConfig:
+    """A small run's."""
+    words = ("k=8", f"seed={seed}", "stream.batch_tokens=100", f"training.tokens={TOKENS}")
+    return small_run(Path(), *words).config
 
 
 def launch(folder: Path, seeds: list[int], packs: list[Pack]) -> None:
@@ -48,7 +47,9 @@ def sweep(folder: Path, jobs: list[str | None]) -> Path:
 def result(seed: int) -> dict[str, Any]:
     return {
         "version": 1,
-        "config": config(seed),
+        "label": "token_choice",
+        "choices": CHOICES,
+        "config": config(seed).tree,
         "tokens": TOKENS,
         "metrics": {"l0": 7.5, "fvu": 0.25, "ce_recovered": None},
         "cost": {"tokens_per_s": 50.0},

@@ -1,5 +1,6 @@
 """Sweeps with made-up results, and what a report of them says."""
 
+import copy
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sae_sweeps.pareto.report import report
 from sae_sweeps.record.run import label as name_of
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.tracking.off import Off
+from tests.support.small import small_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -31,6 +34,17 @@ METHODS = {
 }
 
 
+@cache
+def _tree() -> dict[str, Any]:
+    words = ("d_sae=1024", "stream.seed=7", "training.tokens=524288", "optimizer.lr=0.001")
+    return small_run(Path(), *words, "schedule.warmup_tokens=26214").config.tree
+
+
+def base() -> dict[str, Any]:
+    """A config to be changed."""
+    return copy.deepcopy(_tree())
+
+
 def result(
     method: str, k: int, seed: int, options: Mapping[str, Any], measured: bool
 ) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def result(
     rng = random.Random(f"{method} {k} {seed} {options}")
     l0 = k * rng.uniform(0.9, 1.1)
     fvu = level * 0.5 * l0**-0.55 * rng.uniform(0.97, 1.03)
-    config: dict[str, Any] = {
+    config: dict[str, Any] = base() | {
         "name": "anything",
         "seed": seed,
         "k": float(k),
@@ -52,8 +66,6 @@ def result(
         "allocator": {"_target_": f"sae_sweeps.{choices['allocator']}", "k": k},
         "target_model": {"_target_": "sae_sweeps.X", "model": "gelu-1l", "hook": "blocks.0.mlp"},
         "tracking": {"mode": rng.choice(["auto", "offline"])},
-        "stream": {"seed": 7, "batch_tokens": 512},
-        "training": {"tokens": 524288, "lr": 0.001, "warmup_tokens": 26214},
     }
     for path, value in options.items():
         *above, last = path.split(".")

@@ -1,6 +1,6 @@
 """Small runs for tests: composed and checked like the command line's, trained in this process."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,17 +13,21 @@ from jaxtyping import Float, Int
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sae_sweeps.config import options
 from sae_sweeps.config.check import checked
 from sae_sweeps.config.history import moved
+from sae_sweeps.config.options import RunConfig, TrainingOptions
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.pre_acts import PreActs
 from sae_sweeps.interfaces import Architecture, AuxLoss, Resampling, Rows
 from sae_sweeps.optimizer.adam import Adam
-from sae_sweeps.record.run import Run, identity
+from sae_sweeps.record.identity import identity
+from sae_sweeps.record.result import Result
+from sae_sweeps.record.run import Run
 from sae_sweeps.schedule.linear import Linear
+from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.tracking.off import Off
-from sae_sweeps.training.pack import train_pack
+from sae_sweeps.training.listener import Listener
+from sae_sweeps.training.pack import load
 from sae_sweeps.training.trainer import Trainer
 from tests.support.places import CONF
 
@@ -54,7 +58,7 @@ PLAIN_L1: dict[str, Any] = {
 class Quiet:
     """A display that shows nothing."""
 
-    def started(self, total_tokens: int, labels: list[str]) -> None: ...
+    def started(self, total_tokens: int, titles: list[str]) -> None: ...
     def advance(self, run: int, tokens: int) -> None: ...
     def resumed(self, run: int, tokens: int) -> None: ...
     def metrics(self, run: int, figures: dict[str, float]) -> None: ...
@@ -67,15 +71,30 @@ def small_run(folder: Path, *overrides: str) -> Run:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*SMALL, *map(moved, overrides)], return_hydra_config=True)
-    config = checked(cfg)
+    config = RunConfig.of(checked(cfg))
     choices: dict[str, Any] = OmegaConf.to_container(cfg.hydra.runtime.choices)  # pyright: ignore
     name = identity(config)
     return Run(name, "small", folder / name, config, choices, list(overrides))
 
 
-def train(*runs: Run) -> list[dict[str, Any] | Exception]:
+def train(*runs: Run) -> list[Result | Exception]:
     """Train runs that share a stream."""
-    return train_pack(list(runs), Off(), Quiet())
+    return train_pack(runs, Quiet())
+
+
+def train_pack(
+    runs: Sequence[Run], display: Listener, tracking: Tracking | None = None
+) -> list[Result | Exception]:
+    """Load and train runs that share a stream; raises what is wrong with one before it begins."""
+    pack = load(runs, [], display)
+    for fault in pack.faults:
+        raise fault
+    return pack.train(tracking or Off())
+
+
+def measure(*runs: Run) -> list[Result | Exception]:
+    """Measure finished runs anew that share a stream."""
+    return load([], runs, Quiet()).measure(Off())
 
 
 ADAM = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999}
@@ -85,7 +104,7 @@ def trainer_of(
     sae: Architecture,
     aux_loss: AuxLoss,
     resampling: Resampling,
-    training: options.TrainingOptions,
+    training: TrainingOptions,
     warmup_tokens: int = 0,
     decay_tokens: int = 0,
     adam: Mapping[str, float] = MappingProxyType({}),

@@ -6,30 +6,33 @@ to the checkpoint, opens the tracker, logs a row now and then, and leaves on SIG
 Its words: SWEEP MODE CHECKPOINT ROWS SECONDS_PER_ROW WIDTH
 """
 
-import json
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.record.result import Result, Row
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.wandb import session
 from sae_sweeps.tracking.wandb.tracker import Wandb
+from tests.support.fabricate import config
 
 CHOICES = {"architecture": "relu", "allocator": "none", "aux_loss": "none"}
 STEP = 4096
 
 
-def row(number: int, width: int) -> dict[str, float | int]:
+def row(number: int, width: int) -> Row:
     """The row of this number, from 1, the same in every attempt."""
     extra = {f"train/{key}": number / (key + 3) for key in range(width)}
-    return {"tokens": STEP * number, **extra}
+    return Row(STEP * number, extra)
 
 
 def run_in(sweep: Path) -> Run:
     """The one run of the sweep."""
-    return Run("relu-01234567", sweep.name, sweep / "runs" / "relu-01234567", {}, CHOICES, [])
+    return Run(
+        "relu-01234567", sweep.name, sweep / "runs" / "relu-01234567", config(0), CHOICES, []
+    )
 
 
 def cut(run: Run, checkpoint: int) -> None:
@@ -55,11 +58,18 @@ def attempt(sweep: Path, mode: Any, checkpoint: int, rows: int, pause: float, wi
                 tracking.close(limit_s=2.0)
                 return False
             line = row(number, width)
-            file.write(json.dumps(line) + "\n")
+            file.write(f"{line.line}\n")
             tracked.log(line)
             time.sleep(pause)
-    result = {"tokens": STEP * rows, "metrics": {"l0": 3.0}}
-    tracked.finish(result, failed=False)
+    tracked.finish(
+        Result(
+            label=run.label,
+            choices=run.choices,
+            config=run.config,
+            tokens=STEP * rows,
+            metrics={"l0": 3.0},
+        )
+    )
     tracking.close()
     return True
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import interrupt
 from sae_sweeps.system.interrupt import Interrupted, check, deferred, listening, postponed, received
-from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import evaluation
-from sae_sweeps.training.pack import train_pack
 from tests.support.launches import left_by_run
-from tests.support.small import Quiet, small_run, train
+from tests.support.small import Quiet, small_run, train, train_pack
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2]
 
@@ -158,7 +157,7 @@ class Sending(Quiet):
         self.left, self.delay_s, self.signum = tokens, delay_s, signum
         self.sent = 0.0
 
-    def started(self, total_tokens: int, labels: list[str]) -> None:
+    def started(self, total_tokens: int, titles: list[str]) -> None:
         self.advance(0, 0)
 
     def advance(self, run: int, tokens: int) -> None:
@@ -221,7 +220,7 @@ def test_a_signal_is_heard_at_once_and_changes_nothing(
 
         monkeypatch.setattr(evaluation, place, sending)
     with listening(), pytest.raises(Interrupted):
-        train_pack([run], Off(), display)
+        train_pack([run], display)
     monkeypatch.undo()
     seconds = time.monotonic() - display.sent
     record_property("seconds", seconds)  # pyright: ignore[reportCallIssue]
@@ -236,9 +235,9 @@ def test_a_signal_is_heard_at_once_and_changes_nothing(
             steps.append(tokens)
 
     before = last_position(run)
-    assert isinstance(train_pack([run], Off(), Counting())[0], dict)
-    assert before + sum(steps) == undisturbed.total_tokens
-    assert isinstance(train(undisturbed)[0], dict)
+    assert isinstance(train_pack([run], Counting())[0], Result)
+    assert before + sum(steps) == undisturbed.config.total_tokens
+    assert isinstance(train(undisturbed)[0], Result)
     ours, theirs = (left_by_run(each.folder) for each in (run, undisturbed))
     assert ours.weights == theirs.weights
     assert ours.rows == theirs.rows
@@ -252,7 +251,7 @@ def test_every_member_is_saved_where_it_stands(tmp_path: Path) -> None:
         [small_run(tmp_path / place, *words) for words in names] for place in ("a", "b")
     )
     with listening(), pytest.raises(Interrupted):
-        train_pack(runs, Off(), Sending(2048, 0.0, signal.SIGUSR2))
+        train_pack(runs, Sending(2048, 0.0, signal.SIGUSR2))
     assert 2048 <= sum(map(last_position, runs)) < 3 * 4096
     assert all("after SIGUSR2" in (run.folder / "run.log").read_text() for run in runs)
     train(*runs)
@@ -268,7 +267,7 @@ def test_who_waits_for_a_lock_hears_signals(tmp_path: Path) -> None:
     run.folder.mkdir(parents=True)
     display = Sending(0, 0.2)
     with FileLock(run.folder / ".lock"), listening(), pytest.raises(Interrupted):
-        train_pack([run], Off(), display)
+        train_pack([run], display)
     assert time.monotonic() - display.sent < 5
     assert [path.name for path in run.folder.iterdir()] == [".lock"]
 

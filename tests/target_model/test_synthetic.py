@@ -21,11 +21,12 @@ from sae_sweeps.config import options, rules
 from sae_sweeps.data.none import NoData
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
-from sae_sweeps.stream.live import Stream
 from sae_sweeps.target_model.synthetic import Synthetic
 from tests.support.commands import Trainer, refusal, run, trainer
 from tests.support.small import small_run, train
+from tests.support.streams import Alone
 
 __all__ = ["run", "trainer"]  # fixtures
 
@@ -348,9 +349,9 @@ def test_runs_are_the_same_alone_and_packed(tmp_path: Path) -> None:
     found = train(*packed)
     for one, other, outcome in zip(packed, alone, found, strict=True):
         train(other)
-        assert isinstance(outcome, dict)
-        assert 0 < outcome["metrics"]["fvu"] < 1 and "ce" not in outcome["metrics"]
-        assert one.config["data"] == {"_target_": "sae_sweeps.data.none.NoData"}
+        assert isinstance(outcome, Result)
+        assert 0 < outcome.metrics["fvu"] < 1 and "ce" not in outcome.metrics
+        assert one.config.tree["data"] == {"_target_": "sae_sweeps.data.none.NoData"}
         assert weights(one).keys() == weights(other).keys()
         assert all(tensor.equal(weights(other)[name]) for name, tensor in weights(one).items())
 
@@ -358,7 +359,7 @@ def test_runs_are_the_same_alone_and_packed(tmp_path: Path) -> None:
 def test_a_stream_reads_it_to_the_end_and_no_further(tmp_path: Path) -> None:
     sizes = ("target_model.train_tokens=4096", "target_model.held_out_tokens=1024")
     [outcome] = train(small_run(tmp_path, *SYNTHETIC, *sizes))
-    assert isinstance(outcome, dict)
+    assert isinstance(outcome, Result)
     short = small_run(tmp_path, *SYNTHETIC, "target_model.train_tokens=3840")
     with pytest.raises(ConfigError, match="the data hold 3840 training tokens"):
         train(short)
@@ -376,7 +377,7 @@ def test_stream_seeds_reorder_the_same_tokens() -> None:
             calibration_tokens=1024,
             centre=False,
         )
-        stream = Stream(made, given_)
+        stream = Alone(made, given_, 1)
         epochs.append(stream.unscaled(stream.chunk(0)))
     assert not epochs[0].equal(epochs[1])
     first, second = (epoch[epoch[:, 0].argsort()] for epoch in epochs)
@@ -389,8 +390,10 @@ def test_the_default_tells_frequent_from_rare_features(tmp_path: Path) -> None:
     defaults = ("d_sae=1024", "stream.chunk_tokens=32768", "training.tokens=327680")
     made = small_run(tmp_path, "method=topk", "k=8", *SYNTHETIC, *defaults)
     [outcome] = train(made)
-    assert isinstance(outcome, dict)
-    node = {key: value for key, value in made.config["target_model"].items() if key != "_target_"}
+    assert isinstance(outcome, Result)
+    node = {
+        key: value for key, value in made.config.tree["target_model"].items() if key != "_target_"
+    }
     directions = dictionary(Synthetic(NoData(), CPU, **node)).float()
     found = torch.nn.functional.normalize(weights(made)["W_dec"], dim=1)
     best = (directions @ found.T).amax(1)
@@ -421,7 +424,7 @@ BAD: list[tuple[dict[str, float], str]] = [
 
 
 def test_rules_know_the_options(tmp_path: Path) -> None:
-    config = small_run(tmp_path, "target_model=synthetic").config
+    config = small_run(tmp_path, "target_model=synthetic").config.tree
     rules.obey(config)
     for changed, expected in BAD:
         wrong = config | {"target_model": config["target_model"] | changed}
@@ -463,7 +466,7 @@ def test_what_is_just_allowed_trains(run: Callable[..., int], trainer: Trainer) 
 
 
 def test_the_most_frequent_feature_is_silent_on_most_tokens(tmp_path: Path) -> None:
-    node = small_run(tmp_path, "target_model=synthetic").config["target_model"]
+    node = small_run(tmp_path, "target_model=synthetic").config.tree["target_model"]
     made = Synthetic(NoData(), CPU, **{k: v for k, v in node.items() if k != "_target_"})
     assert made.probabilities[0] < 0.4
     assert made.probabilities.sum().item() == pytest.approx(made.true_l0)

@@ -34,6 +34,7 @@ from sae_sweeps.data.none import NoData
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
+from sae_sweeps.record.result import Result
 from sae_sweeps.target_model import loading, transformer_lens
 from sae_sweeps.target_model.activations import Activations
 from sae_sweeps.target_model.passes import Bridged, Passes
@@ -612,7 +613,7 @@ def test_no_hook_that_works_is_refused_before(
     data: Embedded,
 ) -> None:
     """The rule that judges a hook by its name lets everything through that has the right shape."""
-    config = small_run(Path("unused")).config
+    config = small_run(Path("unused")).config.tree
     refused: list[str] = []
     bridged = target(data, compatibility_mode=True).passes
     assert isinstance(bridged, Bridged)
@@ -651,11 +652,11 @@ def test_a_folder_may_begin_with_a_tilde(
 def test_extremes_work_or_are_refused(tmp_path: Path, word: str) -> None:
     run = small_run(tmp_path, word)
     try:
-        rules.obey(run.config)
+        rules.obey(run.config.tree)
         [outcome] = train(run)
     except ConfigError:
         return
-    assert isinstance(outcome, dict)
+    assert isinstance(outcome, Result)
 
 
 # --- Other architectures -------------------------------------------------------------------

@@ -55,7 +55,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Called:
 
 def tracked(folder: Path, entity: str | None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep of one run with `tracking=wandb`."""
-    config = {**fabricate.config(0), "tracking": {"project": "saes", "entity": entity}}
+    config = {**fabricate.config(0).tree, "tracking": {"project": "saes", "entity": entity}}
     with monkeypatch.context() as patch:
         patch.setattr(fabricate, "config", {0: config}.__getitem__)
         return fabricate.sweep(folder, [None])

@@ -28,7 +28,7 @@ from sae_sweeps.tracking.wandb.pending import Pending
 from sae_sweeps.tracking.wandb.server import Served
 from sae_sweeps.tracking.wandb.tracker import Wandb
 from sae_sweeps.tracking.wandb.uploading import alone, uploading
-from tests.support.fabricate import Slurm, finish, held
+from tests.support.fabricate import Slurm, config, finish, held
 from tests.support.fabricate import sweep as fabricated
 from tests.support.places import ROOT
 from tests.support.wandb_attempt import STEP
@@ -81,7 +81,7 @@ class Sweep:
     def run(self, number: int) -> Run:
         choices = {"architecture": "relu", "allocator": "token_choice"}
         folder = self.folder / f"runs/s{number}"
-        return Run(folder.name, self.folder.name, folder, {}, choices, [])
+        return Run(folder.name, self.folder.name, folder, config(number), choices, [])
 
     def train(
         self, *rows: int, checkpoint: int = 0, failed: bool = False, mode: Mode = "offline"
@@ -98,13 +98,13 @@ class Sweep:
             for index in range(checkpoint + 1, count + 1):
                 line = attempt_row(index, 5)
                 with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(f"{line.line}\n")
                 tracked.log(line)
             if failed:
                 tracked.preempt()
             else:
                 finish(self.folder, number)
-                tracked.finish(json.loads((run.folder / "result.json").read_text()), failed=False)
+                tracked.finish(run.files.result())
         tracking.close()
         forget()
 

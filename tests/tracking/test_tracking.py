@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import wandb
 
+from sae_sweeps.record.result import Result, Row
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from sae_sweeps.tracking.wandb import session
 from sae_sweeps.tracking.wandb.tracker import Wandb
+from tests.support import fabricate
 from tests.support.places import ROOT
 from tests.support.small import small_run
 from tests.support.wandb_backend import Backend, ServedRun
@@ -29,7 +32,6 @@ from tests.support.wandb_offline import OfflineRun, read, read_all
 KEY = "k" * 40
 DEAD = "http://127.0.0.1:9"
 Mode = Literal["auto", "online", "offline", "disabled"]
-Row = dict[str, float | int]
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +79,12 @@ def tracker(mode: Mode) -> Wandb:
 def new_run(sweep: Path, index: int) -> Run:
     folder = sweep / "runs" / f"token_choice-k{2**index}-0123abc{index}"
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "k": float(2**index),
-        "seed": 0,
-        "name": None,
+    config = fabricate.config(0)
+    nodes = config.nodes | {
         "allocator": {"_target_": "sae_sweeps.allocator.TokenChoice", "k": 2**index},
         "deep": {"a": {"b": {"c": {"d": [1, 2.5, None, "x"]}}}},
     }
+    config = replace(config, k=float(2**index), name=None, nodes=nodes)
     choices = {"architecture": "relu", "allocator": "token_choice", "aux_loss": "none"}
     choices |= {"target_model": "synthetic", "data": "none", "method": "topk", "tracking": "wandb"}
     return Run(folder.name, sweep.name, folder, config, choices, [])
@@ -91,27 +92,31 @@ def new_run(sweep: Path, index: int) -> Run:
 
 def rows(index: int, count: int = 30) -> list[Row]:
     return [
-        {
-            "tokens": 4096 * (step + 1),
-            "train/loss": 1.0 / (step + index + 3),
-            "train/l0": 16.125 + step,
-            "train/lr": 5e-324 if step == 0 else 3e-4 * step,
-            "features/dead_frac": 0.0,
-            "perf/tokens_per_s": 123456.789,
-        }
+        Row(
+            4096 * (step + 1),
+            {
+                "train/loss": 1.0 / (step + index + 3),
+                "train/l0": 16.125 + step,
+                "train/lr": 5e-324 if step == 0 else 3e-4 * step,
+                "features/dead_frac": 0.0,
+                "perf/tokens_per_s": 123456.789,
+            },
+        )
         for step in range(count)
     ]
 
 
-def result(index: int) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "tokens": 4096 * 30,
-        "metrics": {"l0": 15.1 + index, "fvu": 0.1 / 3, "dead_frac": 0.0, "ce_recovered": 0.97},
-        "batch": {"l0": 15.9 + index, "fvu": 0.1 / 7},
-        "train": {"dead_frac": 0.25, "dead_window_tokens": 26214, "l0": 15.0, "fvu": 1e-17},
-        "cost": {"seconds": 1.0, "device": "cpu"},
-    }
+def result(run: Run, index: int) -> Result:
+    return Result(
+        label=run.label,
+        choices=run.choices,
+        config=run.config,
+        tokens=4096 * 30,
+        metrics={"l0": 15.1 + index, "fvu": 0.1 / 3, "dead_frac": 0.0, "ce_recovered": 0.97},
+        batch={"l0": 15.9 + index, "fvu": 0.1 / 7},
+        train={"dead_frac": 0.25, "dead_window_tokens": 26214, "l0": 15.0, "fvu": 1e-17},
+        cost={"seconds": 1.0, "device": "cpu"},
+    )
 
 
 def train(runs: list[Run], tracking: Tracking, count: int = 30) -> list[float]:
@@ -131,12 +136,12 @@ def train(runs: list[Run], tracking: Tracking, count: int = 30) -> list[float]:
     for step in range(count):
         for index, (run, mirror) in enumerate(zip(runs, mirrors, strict=True)):
             row = rows(index, count)[step]
-            with (run.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with run.files.metrics.open("a") as file:
+                file.write(f"{row.line}\n")
             timed(lambda mirror=mirror, row=row: mirror.log(row))
     for index, (run, mirror) in enumerate(zip(runs, mirrors, strict=True)):
-        (run.folder / "result.json").write_text(json.dumps(result(index)))
-        timed(lambda mirror=mirror, run=run: mirror.finish(_json(run, "result.json"), False))
+        run.files.finish(result(run, index))
+        timed(lambda mirror=mirror, run=run: mirror.finish(run.files.result()))
     return seconds
 
 
@@ -144,13 +149,13 @@ def _json(run: Run, name: str) -> dict[str, Any]:
     return json.loads((run.folder / name).read_text())
 
 
-def logged(run: Run) -> list[Row]:
+def logged(run: Run) -> list[dict[str, Any]]:
     """What the mirror's rows must be, from the run's own file."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     return [{"tokens_seen": row.pop("tokens"), **row} for row in map(json.loads, lines)]
 
 
-def finals(run: Run) -> Row:
+def finals(run: Run) -> dict[str, Any]:
     """What the mirror's summary must hold, from the run's own file."""
     kept = _json(run, "result.json")
     flat = {f"final/{key}": value for key, value in kept["metrics"].items()}
@@ -172,8 +177,8 @@ def chosen(summary: dict[str, Any]) -> dict[str, Any]:
 def check_config(run: Run, config: dict[str, Any]) -> None:
     assert config["label"] == "token_choice"
     assert config["choices"] == run.choices
-    assert config["allocator"] == run.config["allocator"]
-    assert config["k"] == run.config["k"]
+    assert config["allocator"] == run.config.nodes["allocator"]
+    assert config["k"] == run.config.k
     assert config["deep"] == {"a/b/c/d": '[1, 2.5, null, "x"]'}
 
 
@@ -398,12 +403,12 @@ def test_a_server_that_dies_costs_training_nothing(
     seconds: list[float] = []
     for index, (run, mirror) in enumerate(zip(runs, opened, strict=True)):
         for row in rows(index, 200):
-            with (run.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with run.files.metrics.open("a") as file:
+                file.write(f"{row.line}\n")
             start = time.perf_counter()
             mirror.log(row)
             seconds.append(time.perf_counter() - start)
-        mirror.finish(result(index), failed=False)
+        mirror.finish(result(run, index))
     start = time.monotonic()
     mirrors.close()
     assert time.monotonic() - start < 8
@@ -457,24 +462,24 @@ def test_trouble_is_swallowed_and_told_once(tmp_path: Path, said: Callable[[], l
     mirrors = tracker("offline")
     mirror = mirrors.open(new_run(tmp_path / "sweep", 0))
     for _ in range(5):
-        mirror.log({"train/loss": 1.0})  # has no tokens
+        mirror.log(Row(None, {"train/loss": 1.0}))  # pyright: ignore[reportArgumentType]
     mirror.log(rows(0)[0])
-    mirror.finish({}, failed=True)
+    mirror.finish(None)
     mirrors.close()
     wandb.teardown()
     (kept,) = read_all(tmp_path / "sweep" / "wandb").values()
     assert [own(row)["tokens_seen"] for row in kept.rows] == [4096]
     assert kept.exit_code == 1
-    assert sum("KeyError" in line for line in said()) == 1 == len(said()) - 1
+    assert sum("TypeError" in line for line in said()) == 1 == len(said()) - 1
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "sweep").write_text("a file where a folder should be")
-    run = Run("r", "sweep", tmp_path / "sweep" / "runs" / "r", {}, new_run(tmp_path, 0).choices, [])
+    run = replace(new_run(tmp_path, 0), folder=tmp_path / "sweep" / "runs" / "r")
     mirrors = tracker("offline")
     mirror = mirrors.open(run)
     mirror.log(rows(0)[0])
-    mirror.finish(result(0), failed=False)
+    mirror.finish(result(run, 0))
     mirrors.close()
 
 
@@ -498,14 +503,17 @@ from pathlib import Path
 from sae_sweeps.tracking.interface import Summary
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.tracking.wandb.tracker import Wandb
+from sae_sweeps.config.options import RunConfig
+from sae_sweeps.record.result import Row
 from sae_sweeps.record.run import Run
+CONFIG = RunConfig.of({fabricate.config(0).tree!r})
 folder = Path({str(tmp_path)!r}) / "sweep" / "runs" / "r"
 choices = {{"architecture": "relu", "allocator": "none", "aux_loss": "none"}}
 summary = Summary("sweep", folder.parents[1], [], {{}}, folder)
 for tracking in (Off(), Wandb(project="p", entity=None, mode="disabled", tags=[])):
-    mirror = tracking.open(Run("r", "sweep", folder, {{}}, choices, []))
-    mirror.log({{"tokens": 1}})
-    mirror.finish({{}}, failed=False)
+    mirror = tracking.open(Run("r", "sweep", folder, CONFIG, choices, []))
+    mirror.log(Row(1, {{}}))
+    mirror.finish(None)
     tracking.summarise(summary)
     tracking.close()
 assert not {{"wandb", "torch"}} & set(sys.modules)

@@ -35,15 +35,14 @@ from sae_sweeps.interfaces import (
     TargetModel,
 )
 from sae_sweeps.record.plan import Point, make_plan
-from sae_sweeps.record.run import METRICS_VERSION
+from sae_sweeps.record.result import METRICS_VERSION, Result
 from sae_sweeps.resampling.none import NoResampling
 from sae_sweeps.schedule.linear import Linear
-from sae_sweeps.stream.live import Stream
-from sae_sweeps.system.files import write_json
-from sae_sweeps.training.evaluation import as_result, evaluate, measure
+from sae_sweeps.training.evaluation import evaluate, measure
 from sae_sweeps.training.trainer import Trainer
 from tests.support.small import PLAIN_L1, pre_acts_of, small_run
 from tests.support.small import trainer_of as small_trainer
+from tests.support.streams import Alone
 
 torch.set_num_threads(1)
 
@@ -385,7 +384,7 @@ class Fixed(Architecture):
         raise NotImplementedError
 
 
-def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> Stream:
+def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> Alone:
     given = options.StreamOptions(
         batch_tokens=BATCH,
         chunk_tokens=4 * BATCH,
@@ -394,7 +393,7 @@ def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> St
         calibration_tokens=60,
         centre=centre,
     )
-    return Stream(Table(rows, has_loss), given)
+    return Alone(Table(rows, has_loss), given, GIVEN.tokens)
 
 
 GIVEN = options.EvaluationOptions(tokens=150, ce_tokens=60)
@@ -402,7 +401,7 @@ ZERO = torch.zeros(D_IN)
 
 
 def test_the_identity_recovers_everything() -> None:
-    found = evaluate(Fixed(lambda x: x), stream_of(), GIVEN).free
+    found = evaluate(Fixed(lambda x: x), stream_of(), GIVEN).metrics
     assert found["fvu"] == 0 and found["mse"] == 0
     assert found["ce"] == pytest.approx(found["ce_clean"], rel=1e-5)
     assert found["delta_ce"] == pytest.approx(0, abs=1e-5)
@@ -415,20 +414,20 @@ def test_the_identity_recovers_everything() -> None:
 
 
 def test_zero_recovers_nothing() -> None:
-    found = evaluate(Fixed(torch.zeros_like), stream_of(), GIVEN).free
+    found = evaluate(Fixed(torch.zeros_like), stream_of(), GIVEN).metrics
     assert found["ce"] == pytest.approx(found["ce_zero"])
     assert found["ce_recovered"] == pytest.approx(0)
     assert found["fvu"] > 1  # the mean is not 0
 
 
 def test_splicing_the_reconstruction_plus_its_error_changes_nothing() -> None:
-    found = evaluate(Fixed(lambda x: 0.3 * x + (x - 0.3 * x)), stream_of(), GIVEN).free
+    found = evaluate(Fixed(lambda x: 0.3 * x + (x - 0.3 * x)), stream_of(), GIVEN).metrics
     assert found["delta_ce"] == pytest.approx(0, abs=1e-5)
 
 
 def test_cross_entropies_against_the_model() -> None:
     stream = stream_of()
-    found = evaluate(Fixed(lambda x: 0.5 * x + 0.1), stream, GIVEN).free
+    found = evaluate(Fixed(lambda x: 0.5 * x + 0.1), stream, GIVEN).metrics
     target = stream.target
     assert isinstance(target, Table)
     rows = stream.held_out_rows(GIVEN.ce_tokens)
@@ -467,12 +466,12 @@ def test_gamma_is_of_the_models_own_activations(centre: bool) -> None:
     """Half the scaled input: with a centred stream that is another fraction of the model's own."""
     stream = stream_of(centre=centre)
     found = evaluate(Fixed(lambda x: 0.5 * x), stream, GIVEN)
-    x = stream.held_out(GIVEN.tokens)
+    x = stream.held_out
     acts, recon = (stream.unscaled(part).double().numpy() for part in (x, 0.5 * x))
     gamma = (recon**2).sum() / (acts * recon).sum()
     centred = acts - acts.mean(0), recon - acts.mean(0)
     lengths = np.linalg.norm(acts, axis=1) * np.linalg.norm(recon, axis=1)
-    for figures in (found.free, found.batch):
+    for figures in (found.metrics, found.batch):
         assert figures["gamma"] == pytest.approx(gamma, rel=1e-5)
         expected = (centred[1] ** 2).sum() / (centred[0] * centred[1]).sum()
         assert figures["gamma_centred"] == pytest.approx(expected, rel=1e-4)
@@ -482,7 +481,7 @@ def test_gamma_is_of_the_models_own_activations(centre: bool) -> None:
 
 def test_a_known_dictionary_is_compared_with_the_decoder() -> None:
     stream = stream_of()
-    assert not [name for name in evaluate(learnt("topk"), stream, GIVEN).free if "true" in name]
+    assert not [name for name in evaluate(learnt("topk"), stream, GIVEN).metrics if "true" in name]
     sae = learnt("topk")
     features = torch.randn(5, D_IN, generator=torch.Generator().manual_seed(3))
     features[:3] = sae.W_dec.detach()[[7, 2, 9]] * 3
@@ -490,17 +489,17 @@ def test_a_known_dictionary_is_compared_with_the_decoder() -> None:
     found = evaluate(sae, stream, GIVEN)
     decoder = F.normalize(sae.W_dec.detach())
     largest = (F.normalize(features) @ decoder.T).max(1).values
-    assert found.free["true_l0"] == 1.5
-    assert found.free["true_max_cos"] == pytest.approx(largest.mean().item(), rel=1e-5)
-    assert found.free["true_recovered_frac"] >= 3 / 5
-    assert 3 / 5 <= found.free["true_matched_cos"] <= found.free["true_max_cos"] + 1e-6
+    assert found.metrics["true_l0"] == 1.5
+    assert found.metrics["true_max_cos"] == pytest.approx(largest.mean().item(), rel=1e-5)
+    assert found.metrics["true_recovered_frac"] >= 3 / 5
+    assert 3 / 5 <= found.metrics["true_matched_cos"] <= found.metrics["true_max_cos"] + 1e-6
     assert not [name for name in found.batch if "true" in name]
 
 
 def test_no_model_no_cross_entropy() -> None:
     evaluation = evaluate(Fixed(lambda x: x), stream_of(has_loss=False), GIVEN)
-    assert not [name for name in evaluation.free if name.startswith(("ce", "delta"))]
-    assert as_result(evaluation, GIVEN, has_loss=False)["evaluation"]["ce_tokens"] == 0
+    assert not [name for name in evaluation.metrics if name.startswith(("ce", "delta"))]
+    assert evaluation.evaluation["ce_tokens"] == 0
 
 
 def learnt(method: str) -> Architecture:
@@ -519,26 +518,28 @@ def test_batch_free_figures_against_numpy(method: str) -> None:
     found = evaluate(sae, stream, GIVEN)
     assert not sae.training
     assert all(torch.equal(state[name], tensor) for name, tensor in sae.state_dict().items())
-    x = stream.held_out(GIVEN.tokens)
+    x = stream.held_out
     with torch.no_grad():
         step = sae(x, torch.zeros(D_SAE, dtype=torch.bool))  # all tokens at once
     X, R, C = x.double().numpy(), step.recon.double().numpy(), step.acts.dense().numpy()
     fvu = ((X - R) ** 2).sum() / ((X - X.mean(0)) ** 2).sum()
-    assert found.free["fvu"] == pytest.approx(fvu, rel=1e-4)
-    assert found.free["l0"] == pytest.approx((C > 0).sum(1).mean())
-    assert found.free["dead_frac"] == pytest.approx(((C > 0).sum(0) == 0).mean())
-    assert found.free["mse"] == pytest.approx((((X - R) / stream.scale) ** 2).mean(), rel=1e-4)
+    assert found.metrics["fvu"] == pytest.approx(fvu, rel=1e-4)
+    assert found.metrics["l0"] == pytest.approx((C > 0).sum(1).mean())
+    assert found.metrics["dead_frac"] == pytest.approx(((C > 0).sum(0) == 0).mean())
+    assert found.metrics["mse"] == pytest.approx((((X - R) / stream.scale) ** 2).mean(), rel=1e-4)
     assert sum(found.density_histogram["counts"]) == D_SAE
     by_l0 = found.l0_histogram
     assert np.histogram((C > 0).sum(1), by_l0["edges"])[0].tolist() == by_l0["counts"]
-    assert np.mean([row["l0"] for row in found.fvu_by_l0_decile]) == pytest.approx(found.free["l0"])
+    assert np.mean([row["l0"] for row in found.fvu_by_l0_decile]) == pytest.approx(
+        found.metrics["l0"]
+    )
     assert 0 < found.batch["l0"] < D_SAE
-    json.dumps(as_result(found, GIVEN, has_loss=True), allow_nan=False)
+    json.dumps(vars(found), allow_nan=False)
 
 
 @every_method
 def test_batch_free_figures_do_not_depend_on_the_batches(method: str) -> None:
-    sae, x = learnt(method).eval(), stream_of().held_out(150)
+    sae, x = learnt(method).eval(), stream_of().held_out
     whole = measure(sae, x, ZERO, 150)
     for size in (1, 7, 64):
         parts = measure(sae, x, ZERO, size)
@@ -551,7 +552,7 @@ def test_batch_free_figures_do_not_depend_on_the_batches(method: str) -> None:
 @pytest.mark.parametrize("method", ["topk", "mutual_choice", "feature_choice"])
 def test_batch_figures_allocate_over_batches_as_in_training(method: str) -> None:
     sae, stream = learnt(method), stream_of()
-    x = stream.held_out(150)
+    x = stream.held_out
     found = evaluate(sae, stream, GIVEN).batch
     sae.train()
     parts = [sae(part, torch.zeros(D_SAE, dtype=torch.bool)) for part in x.split(BATCH)]
@@ -598,8 +599,15 @@ def test_runs_that_other_metrics_measured_are_measured_anew(
     made = small_run(tmp_path)
     point = Point([], made.config, made.choices)
     [run] = make_plan("small", tmp_path, [point]).runs
-    result = {"version": 1, "config": run.config, "metrics": {}, "evaluation": evaluation}
-    write_json(run.folder / "result.json", result)
+    result = Result(
+        label=run.label,
+        choices=run.choices,
+        config=run.config,
+        tokens=0,
+        metrics={},
+        evaluation=evaluation,
+    )
+    run.files.finish(result)
     plan = make_plan("small", tmp_path, [point])
     assert plan.packs == []
     assert [r.name for group in plan.remeasured for r in group] == ([run.name] if anew else [])
@@ -607,5 +615,5 @@ def test_runs_that_other_metrics_measured_are_measured_anew(
 
 
 def test_what_evaluation_writes_counts_as_measured_today() -> None:
-    written = as_result(evaluate(Fixed(lambda x: x), stream_of(), GIVEN), GIVEN, has_loss=True)
-    assert written["evaluation"]["metrics_version"] == METRICS_VERSION
+    written = evaluate(Fixed(lambda x: x), stream_of(), GIVEN)
+    assert written.evaluation["metrics_version"] == METRICS_VERSION

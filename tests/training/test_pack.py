@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import files
-from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import results
-from sae_sweeps.training.remeasure import remeasure_pack
 from tests.support.runs import assert_equal_runs, rows, weights
-from tests.support.small import Quiet, small_run, train
+from tests.support.small import measure, small_run, train
 
 METHODS = ("relu", "gated", "jumprelu", "topk", "mutual_choice", "feature_choice")
 WIDE = "stream.batch_tokens=1024"  # room for feature choice's budgets
@@ -25,7 +24,7 @@ def runs_of_all_methods(folder: Path) -> list[Run]:
 
 def test_every_run_is_the_same_alone_and_packed(tmp_path: Path) -> None:
     packed = runs_of_all_methods(tmp_path / "packed")
-    assert all(isinstance(outcome, dict) for outcome in train(*packed))
+    assert all(isinstance(outcome, Result) for outcome in train(*packed))
     for run, alone in zip(packed, runs_of_all_methods(tmp_path / "alone"), strict=True):
         train(alone)
         assert_equal_runs(run, alone)
@@ -36,7 +35,7 @@ def test_a_failing_member_leaves_and_changes_nothing(tmp_path: Path) -> None:
     broken = small_run(tmp_path / "with", "method=topk", "optimizer.lr=1e30")
     outcomes = train(healthy[0], broken, healthy[1])
     assert isinstance(outcomes[1], FloatingPointError)
-    assert isinstance(outcomes[0], dict) and isinstance(outcomes[2], dict)
+    assert isinstance(outcomes[0], Result) and isinstance(outcomes[2], Result)
     assert not (broken.folder / "result.json").exists()
     assert "FloatingPointError" in json.loads((broken.folder / "failed.json").read_text())["error"]
     log = (broken.folder / "run.log").read_text()
@@ -51,7 +50,7 @@ def test_members_may_differ_in_length_and_width(tmp_path: Path) -> None:
     short = small_run(tmp_path, "training.tokens=1536", "d_sae=32")
     long = small_run(tmp_path, "training.tokens=4096")
     outcomes: list[Any] = train(short, long)
-    assert [outcome["tokens"] for outcome in outcomes] == [1536, 4096]
+    assert [outcome.tokens for outcome in outcomes] == [1536, 4096]
     assert weights(short)["W_dec"].shape == (32, 128)
 
 
@@ -86,7 +85,7 @@ def test_a_full_disk_fails_the_run_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(results, "replacing", replacing)
     outcomes = train(full, healthy)
-    assert isinstance(outcomes[0], OSError) and isinstance(outcomes[1], dict)
+    assert isinstance(outcomes[0], OSError) and isinstance(outcomes[1], Result)
     assert not (full.folder / "result.json").exists()
     assert not list(full.folder.rglob("*.safetensors"))
 
@@ -96,15 +95,15 @@ def test_measuring_anew_gives_what_training_with_those_options_would(tmp_path: P
     assert old.folder == new.folder
     train(old)
     before = weights(old)
-    [result] = remeasure_pack([new], Off(), Quiet())
-    assert isinstance(result, dict)
-    assert result == json.loads((new.folder / "result.json").read_text())
+    [result] = measure(new)
+    assert isinstance(result, Result)
+    assert result == new.files.result()
     fresh = small_run(tmp_path / "fresh", "evaluation.tokens=2048")
     train(fresh)
-    expected = json.loads((fresh.folder / "result.json").read_text())
-    assert result["evaluation"] == expected["evaluation"] != {}
-    for key, value in expected["metrics"].items():
-        assert result["metrics"][key] == pytest.approx(value, rel=1e-4), key
+    expected = fresh.files.result()
+    assert result.evaluation == expected.evaluation != {}
+    for key, value in expected.metrics.items():
+        assert result.metrics[key] == pytest.approx(value, rel=1e-4), key
     assert all(tensor.equal(before[name]) for name, tensor in weights(new).items())
 
 
@@ -113,7 +112,7 @@ def test_what_cannot_be_measured_anew_keeps_its_result(tmp_path: Path) -> None:
     train(run)
     kept = (run.folder / "result.json").read_text()
     (run.folder / "checkpoint" / "weights.safetensors").write_bytes(b"torn")
-    [outcome] = remeasure_pack([small_run(tmp_path, "evaluation.tokens=2048")], Off(), Quiet())
+    [outcome] = measure(small_run(tmp_path, "evaluation.tokens=2048"))
     assert isinstance(outcome, Exception)
     assert (run.folder / "result.json").read_text() == kept
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from sae_sweeps.record import checkpoint
 from sae_sweeps.record.checkpoint import Checkpoint, latest, save
-from sae_sweeps.record.run import Run, identity
+from sae_sweeps.record.folder import RunFolder
+from sae_sweeps.record.identity import identity
+from sae_sweeps.record.result import Result
+from sae_sweeps.record.run import Run
 from sae_sweeps.system.files import digest
-from sae_sweeps.tracking.off import Off
-from sae_sweeps.training.pack import train_pack
 from tests.support.interrupting import OFTEN, Interrupted, Interrupting
-from tests.support.small import small_run, train
+from tests.support.small import small_run, train, train_pack
 
 PACK = {
     "topk": ["method=topk"],
@@ -64,7 +65,7 @@ def assert_same(run: Run, other: Run) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     runs = pack(tmp_path_factory.mktemp("undisturbed"))
-    assert all(isinstance(outcome, dict) for outcome in train(*runs))
+    assert all(isinstance(outcome, Result) for outcome in train(*runs))
     return runs
 
 
@@ -86,8 +87,8 @@ def test_a_resumed_pack_ends_like_an_undisturbed_one(
 ) -> None:
     runs = pack(tmp_path, OFTEN)
     with pytest.raises(Interrupted):
-        train_pack(runs, Off(), Interrupting(list(PACK).index(member), batches))
-    assert all(isinstance(outcome, dict) for outcome in train(*runs))
+        train_pack(runs, Interrupting(list(PACK).index(member), batches))
+    assert all(isinstance(outcome, Result) for outcome in train(*runs))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_same(run, other)
 
@@ -100,13 +101,12 @@ def test_members_go_on_from_different_positions(undisturbed: list[Run], tmp_path
     for batches, name in enumerate([names[3], names[6], names[0], names[8]], start=2):
         alone = runs[names.index(name)]
         with pytest.raises(Interrupted):
-            train_pack([alone], Off(), Interrupting(0, batches))
+            train_pack([alone], Interrupting(0, batches))
     positions = {
-        (found.tokens if (found := latest(run.folder / "checkpoint", identity_of(run))) else 0)
-        for run in runs
+        (found.tokens if (found := latest(run.files, identity_of(run))) else 0) for run in runs
     }
     assert len(positions) == 5
-    assert all(isinstance(outcome, dict) for outcome in train(*runs))
+    assert all(isinstance(outcome, Result) for outcome in train(*runs))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_same(run, other)
 
@@ -126,7 +126,7 @@ def test_an_evaluation_begins_again_without_training(
     with monkeypatch.context() as patch:
         patch.setattr("sae_sweeps.training.trainer.Trainer.step", interrupted)
         [outcome] = train(run)
-    assert isinstance(outcome, dict)
+    assert isinstance(outcome, Result)
     assert_same(run, undisturbed[0])
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     run = small_run(tmp_path, *PACK["topk"], OFTEN)
     with pytest.raises(Interrupted):
-        train_pack([run], Off(), Interrupting(0, 6))
+        train_pack([run], Interrupting(0, 6))
     before, last = sorted((run.folder / "checkpoint").iterdir())
     content = bytearray(last.read_bytes())
     if damage == "flipped":
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     last.write_bytes({"cut": content[:-7], "flipped": content, "emptied": b""}[damage])
     with caplog.at_level(logging.WARNING):
         [outcome] = train(run)
-    assert isinstance(outcome, dict)
+    assert isinstance(outcome, Result)
     assert f"{last} is passed over" in caplog.text and str(before) not in caplog.text
     assert f"resumed at {4 * 512} tokens" in (run.folder / "run.log").read_text()
     assert_same(run, undisturbed[0])
@@ -154,9 +154,9 @@ def test_without_a_usable_checkpoint_a_run_starts_afresh(
     undisturbed: list[Run], tmp_path: Path
 ) -> None:
     run = small_run(tmp_path, *PACK["topk"], OFTEN)
-    save(run.folder / "checkpoint", Checkpoint("another", 512, {"a": torch.ones(2)}, {}))
+    save(run.files, Checkpoint("another", 512, {"a": torch.ones(2)}, {}))
     (run.folder / "metrics.jsonl").write_text('{"tokens": 512}\n{"tok')
-    assert isinstance(train(run)[0], dict)
+    assert isinstance(train(run)[0], Result)
     assert_same(run, undisturbed[0])
 
 
@@ -167,25 +167,26 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
         "c": torch.zeros(0),
         "d": torch.ones(2) > 0,
     }
+    folder = RunFolder(tmp_path)
     for tokens in (5, 10, 200):
-        save(tmp_path, Checkpoint("id", tokens, tensors, {"row": {"x": 0.1}}))
-    names = [path.stem for path in sorted(tmp_path.iterdir())]
+        save(folder, Checkpoint("id", tokens, tensors, {"row": {"x": 0.1}}))
+    names = [path.stem for path in sorted(folder.checkpoints.iterdir())]
     assert [int(name.removeprefix("step-")) for name in names] == [10, 200]
-    found = latest(tmp_path, "id")
+    found = latest(folder, "id")
     assert found is not None
     assert found.tokens == 200 and found.state == {"row": {"x": 0.1}}
     assert all(found.tensors[name].equal(tensor) for name, tensor in tensors.items())
-    assert latest(tmp_path, "other") is None
-    assert latest(tmp_path / "nowhere", "id") is None
-    checkpoint.clear(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert latest(folder, "other") is None
+    assert latest(RunFolder(tmp_path / "nowhere"), "id") is None
+    checkpoint.clear(folder)
+    assert list(folder.checkpoints.iterdir()) == []
 
 
 def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
 
-    def watch(folder: Path, taken: Checkpoint) -> None:
-        assert folder.name == "checkpoint"
+    def watch(folder: RunFolder, taken: Checkpoint) -> None:
+        del folder
         saved.append(taken.tokens)
 
     monkeypatch.setattr("sae_sweeps.record.checkpoint.save", watch)
@@ -210,16 +211,16 @@ def test_text_that_changed_is_trained_on_from_the_start(
     run, again = (small_run(tmp_path / name, *data, OFTEN) for name in ("run", "again"))
     for one in (run, again):
         with pytest.raises(Interrupted):
-            train_pack([one], Off(), Interrupting(0, 3))
-    assert isinstance(train(again)[0], dict)
+            train_pack([one], Interrupting(0, 3))
+    assert isinstance(train(again)[0], Result)
     assert "resumed at 1024 tokens" in (again.folder / "run.log").read_text()
     for path in other.iterdir():
         (text / path.name).write_text(path.read_text())
-    assert isinstance(train(run)[0], dict)
+    assert isinstance(train(run)[0], Result)
     log = (run.folder / "run.log").read_text()
     assert "passed over" in log and "of other data" in log and "resumed" not in log
     fresh = small_run(tmp_path / "fresh", *data)
-    assert isinstance(train(fresh)[0], dict)
+    assert isinstance(train(fresh)[0], Result)
     weights = [load_file(r.folder / "checkpoint" / "weights.safetensors") for r in (run, fresh)]
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
     assert weights[0]["W_enc"].ne(left_behind(again)[0]["W_enc"]).any()
@@ -228,13 +229,13 @@ def test_text_that_changed_is_trained_on_from_the_start(
 def test_a_resumed_run_says_that_it_computes_otherwise(tmp_path: Path) -> None:
     run = small_run(tmp_path, *PACK["topk"], OFTEN)
     with pytest.raises(Interrupted):
-        train_pack([run], Off(), Interrupting(0, 3))
-    saved = checkpoint.latest(run.folder / "checkpoint", identity_of(run))
+        train_pack([run], Interrupting(0, 3))
+    saved = checkpoint.latest(run.files, identity_of(run))
     assert saved is not None
     here = saved.state["computed"]
     saved.state["computed"] = here | {"device": "cuda", "gemm": "cuda"}
-    save(run.folder / "checkpoint", saved)
-    assert isinstance(train(run)[0], dict)
+    save(run.files, saved)
+    assert isinstance(train(run)[0], Result)
     log = (run.folder / "run.log").read_text()
     assert f"computed with {saved.state['computed']} before, now with {here}: weights" in log
 

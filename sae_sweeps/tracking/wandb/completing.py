@@ -8,12 +8,12 @@ import math
 import os
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from sae_sweeps.config.signature import build
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
-from sae_sweeps.tracking.wandb import mirror, service
+from sae_sweeps.tracking.wandb import mirror, places, service
 from sae_sweeps.tracking.wandb.offline import Content
 from sae_sweeps.tracking.wandb.server import W_AND_B_RUN
 
@@ -23,14 +23,12 @@ AT_ONCE = 16
 
 def id_of(run: Run) -> str | None:
     """Give its W&B id; None if it was never mirrored."""
-    path = run.folder / "wandb_id.txt"
-    mirrored = path.exists() and "project" in (run.config.get("tracking") or {})
-    return path.read_text(encoding="utf-8").strip() if mirrored else None
+    return places.id_of(run.folder) if "project" in run.config.nodes["tracking"] else None
 
 
 def place(run: Run, id: str) -> W_AND_B_RUN:
     """Tell where it is at the server."""
-    tracking = run.config["tracking"]
+    tracking = run.config.nodes["tracking"]
     return tracking.get("entity") or "", tracking["project"], id
 
 
@@ -38,20 +36,20 @@ def is_whole(run: Run, logs: Sequence[Content], served: int | None) -> bool:
     """Tell whether W&B has all rows of a finished run, and its figures as they are now.
 
     Args:
-        run: that has a `result.json` or has failed.
+        run: that has a result or has failed.
         logs: what the server has all of.
         served: how many rows the server says that it has; if it does not say, it is that of `logs`.
     """
-    rows = mirror.rows_of(run.folder)
+    rows = run.files.rows()
     if served is None:
         tokens = max((log.fragment.tokens for log in logs), default=0)
-        there = not rows or tokens >= json.loads(rows[-1])["tokens"]
+        there = not rows or tokens >= rows[-1].tokens
     else:
         there = served >= len(rows)
     told = dict[str, Any]()
     for log in sorted(logs, key=lambda log: log.started):
         told |= log.summary
-    figures = mirror.figures(result(run.folder)).items()
+    figures = mirror.figures(_result(run)).items()
     return there and all(_equal(told.get(key), value) for key, value in figures)
 
 
@@ -62,21 +60,18 @@ def complete(runs: Sequence[Run]) -> None:
     """
     service.tear_down()  # it has settings of another kind
     os.environ["WANDB_MODE"] = "online"  # who uploads does not mean `offline`
-    for _, alike in groupby(runs, lambda run: json.dumps(run.config["tracking"])):
+    for _, alike in groupby(runs, lambda run: json.dumps(run.config.nodes["tracking"])):
         some = list(alike)
-        tracking = build(some[0].config["tracking"])
+        tracking = build(some[0].config.nodes["tracking"])
         for start in range(0, len(some), AT_ONCE):
             for run in some[start : start + AT_ONCE]:
-                outcome = result(run.folder)
-                tracking.open(run).finish(outcome, failed=not outcome)
+                tracking.open(run).finish(_result(run))
             tracking.close()
     service.tear_down()
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """Read a run's `result.json`; empty if it has none."""
-    path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _result(run: Run) -> Result | None:
+    return run.files.result() if run.files.finished.exists() else None
 
 
 def _equal(told: Any, value: Any) -> bool:

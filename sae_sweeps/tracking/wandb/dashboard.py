@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlparse
 
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.system import files
-from sae_sweeps.tracking.wandb import offline
+from sae_sweeps.tracking.wandb import offline, places
 from sae_sweeps.tracking.wandb.pending import logs
 from sae_sweeps.tracking.wandb.server import Server
 
@@ -53,7 +53,7 @@ def save(folder: Path, name: str, project: str, entity: str, server: Server) -> 
         ConfigError: if the server refuses.
     """
     ws: Any = importlib.import_module("wandb_workspaces.workspaces")
-    kept = folder / "wandb_dashboard.txt"
+    kept = places.dashboard_file(folder)
     entity = entity or _recorded(folder) or server.entity
     home = f"{server.app_url.rstrip('/')}/{entity}/{project}"
     try:

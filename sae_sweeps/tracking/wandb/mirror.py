@@ -1,16 +1,17 @@
 """One W&B run and the thread that feeds it."""
 
-import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, final
 
-from sae_sweeps.tracking.interface import TrackedRun, scalars
+from sae_sweeps.record.folder import RunFolder
+from sae_sweeps.record.result import Result, Row
+from sae_sweeps.tracking.interface import TrackedRun
 from sae_sweeps.tracking.wandb import offline
 from sae_sweeps.tracking.wandb.service import is_gone
 from sae_sweeps.tracking.wandb.session import Refused, Session, Started
@@ -25,7 +26,7 @@ REFUSAL = re.compile(r"filestream: fatal error:.*?(\d{3}[\w ]*) url=")
 class Mirror(TrackedRun):
     """Feeds one W&B run from a queue of calls; None ends it.
 
-    W&B gets each row once: the lines of `metrics.jsonl` that `folder` has now, and those of `log`
+    W&B gets each row once: those that `folder` has now, and those of `log`
     pass by in order of tokens, and those that W&B has from earlier attempts are left out. Where
     W&B's own process dies, they all pass by again in a new one.
     """
@@ -37,7 +38,7 @@ class Mirror(TrackedRun):
         folder: Path,
         after: "Mirror | None" = None,
     ) -> None:
-        self._session, self._options, self._folder = session, options, folder
+        self._session, self._options, self._folder = session, options, RunFolder(folder)
         self._after = after  # another mirror of the same W&B run, which must have ended
         self._finished = self._leaving = False
         self._started: Started | None = None
@@ -45,17 +46,17 @@ class Mirror(TrackedRun):
         self._rows = 0  # and this many of those to come
         self._written: float = 0  # the last row that this process told W&B
         self.tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self.tasks.put(partial(self._catch_up, rows_of(folder)))
+        self.tasks.put(partial(self._catch_up, self._folder.rows()))
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def log(self, row: Mapping[str, float | int]) -> None:
-        """Queue a copy of the row."""
-        self.tasks.put(partial(self._log, dict(row)))
+    def log(self, row: Row) -> None:
+        """Queue the row."""
+        self.tasks.put(partial(self._log, row))
 
-    def finish(self, summary: Mapping[str, Any], failed: bool) -> None:
+    def finish(self, result: Result | None) -> None:
         """Queue the end; a second one does nothing."""
-        self.end(lambda run: run.summary.update(figures(summary)), exit_code=int(failed))
+        self.end(lambda run: run.summary.update(figures(result)), exit_code=int(result is None))
 
     def preempt(self) -> None:
         """Queue the end of an attempt that another will follow."""
@@ -102,23 +103,22 @@ class Mirror(TrackedRun):
             self._session.revive(self._started)
             self._started = started = self._start()
             if started is not None:
-                self._catch_up(rows_of(self._folder), started.run)
+                self._catch_up(self._folder.rows(), started.run)
                 task(started.run)
 
-    def _catch_up(self, rows: list[str], run: Any) -> None:
+    def _catch_up(self, rows: list[Row], run: Any) -> None:
         for row in rows:
-            self._log(json.loads(row), run)
+            self._log(row, run)
 
-    def _log(self, row: dict[str, float | int], run: Any) -> None:
-        tokens = row["tokens"]
-        if tokens <= self._tokens:
+    def _log(self, row: Row, run: Any) -> None:
+        if row.tokens <= self._tokens:
             return
         if self._rows > 0:
             self._rows -= 1
         else:
-            self._written = tokens
-            run.log({"tokens_seen" if key == "tokens" else key: row[key] for key in row})
-        self._tokens = tokens
+            self._written = row.tokens
+            run.log({"tokens_seen": row.tokens, **row.figures})
+        self._tokens = row.tokens
 
     def _finish(self, last: Task, exit_code: int, run: Any) -> None:
         last(run)
@@ -131,18 +131,13 @@ class Mirror(TrackedRun):
             _raise_if_unwritten(log, self._written)
 
 
-def rows_of(folder: Path) -> list[str]:
-    """The rows that a run's folder has; a crash may have torn the last one."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [line for line in lines if line.endswith("}")]
-
-
-def figures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the figures of a `result.json` as W&B's summary does; none if it is empty."""
-    tokens = {"tokens_seen": result["tokens"]} if "tokens" in result else {}
-    flat = {f"eval/{key}": value for key, value in result.get("metrics", {}).items()}
-    return flat | {f"final/{key}": value for key, value in (scalars(result) | tokens).items()}
+def figures(result: Result | None) -> dict[str, Any]:
+    """Name a result's figures as W&B's summary does; none without one."""
+    if result is None:
+        return {}
+    flat = {f"eval/{key}": value for key, value in result.metrics.items()}
+    scalars = result.scalars | {"tokens_seen": result.tokens}
+    return flat | {f"final/{key}": value for key, value in scalars.items()}
 
 
 def _raise_if_refused(log: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.system import files
-from sae_sweeps.tracking.wandb import offline
+from sae_sweeps.tracking.wandb import offline, places
 from sae_sweeps.tracking.wandb.offline import Content
 from sae_sweeps.tracking.wandb.server import W_AND_B_RUN, Served
 
@@ -129,18 +130,18 @@ def at_work(folder: Path, running: set[str]) -> set[str]:
         folder: the sweep's.
         running: names of the sweep's runs that are at work.
     """
-    held = {path.parent for path in folder.glob("runs/*/.lock") if files.is_locked(path)}
-    held |= {folder / "runs" / name for name in running}
-    if files.is_locked(folder / ".lock"):
+    sweep = SweepFolder(folder)
+    held = {run.path for run in sweep.runs if files.is_locked(run.lock)}
+    held |= {sweep.run(name).path for name in running}
+    if files.is_locked(sweep.lock):
         held.add(folder)  # a launch, which ends with the summary
-    marks = [path / "wandb_id.txt" for path in held]
-    busy = {mark.read_text(encoding="utf-8").strip() for mark in marks if mark.exists()}
+    busy = {id for path in held if (id := places.id_of(path))}
     return busy | {id_of(path) for path in offline.being_written(logs(folder))}
 
 
 def logs(folder: Path) -> list[Path]:
     """Give W&B's logs of a sweep, less those set aside."""
-    return sorted((folder / "wandb").glob("*run-*/run-*.wandb"))
+    return sorted(places.logs_of(folder).glob("*run-*/run-*.wandb"))
 
 
 def id_of(log: Path) -> str:

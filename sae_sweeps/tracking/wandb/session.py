@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.tracking.wandb import offline, service
+from sae_sweeps.tracking.wandb.places import logs_of
 from sae_sweeps.tracking.wandb.server import Server
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Session:
     def start(self, options: dict[str, Any]) -> Started | None:
         """Open a W&B run as decided, else offline; None if neither works."""
         with self._lock, self.reporting():
-            self._folder = options["dir"] / "wandb"
+            self._folder = logs_of(options["dir"])
             if not self._ready:
                 self._mode, why = _decide(self._mode or self._requested, self._folder)
                 self._ready = True

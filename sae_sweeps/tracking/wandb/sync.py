@@ -7,7 +7,6 @@ each run it has, before and after; what it has already is left out of what is up
 what W&B's logs lack of a run that is over comes from the run's own folder.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -23,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.wandb import completing, offline
-from sae_sweeps.tracking.wandb.mirror import rows_of
 from sae_sweeps.tracking.wandb.offline import Content
 from sae_sweeps.tracking.wandb.pending import (
     CannotUpload,
@@ -34,6 +32,7 @@ from sae_sweeps.tracking.wandb.pending import (
     logs,
     not_told_elsewhere,
 )
+from sae_sweeps.tracking.wandb.places import logs_of
 from sae_sweeps.tracking.wandb.server import W_AND_B_RUN, Served, Server
 from sae_sweeps.tracking.wandb.uploading import alone, errors, uploading
 
@@ -104,7 +103,7 @@ def sync(
     Raises:
         ConfigError: if another process is uploading the sweep.
     """
-    with alone(folder / "wandb") as lock:
+    with alone(logs_of(folder)) as lock:
         return _Sync(folder, server, lock, advance).run(running, over)
 
 
@@ -160,10 +159,10 @@ class _Sync:
     def _goes_on(self, run: Run, id: str) -> bool:
         """Whether a run's own folder goes on where the server's rows end, if W&B's log does not."""
         where = completing.place(run, id)
-        served, rows = self.server.rows([where])[where], rows_of(run.folder)
+        served, rows = self.server.rows([where])[where], run.files.rows()
         if served is None or not 0 < served.rows <= len(rows):
             return False
-        return json.loads(rows[served.rows - 1])["tokens"] == served.tokens
+        return rows[served.rows - 1].tokens == served.tokens
 
     def _lacking(self, runs: Mapping[str, Run]) -> set[str]:
         """Give the W&B ids of those that the server does not have whole, as themselves or apart."""
@@ -181,7 +180,7 @@ class _Sync:
         return {id for id in runs if not completing.is_whole(runs[id], told[id], counts[id])}
 
     def _clear(self) -> None:
-        shutil.rmtree(self.folder / "wandb" / offline.REST, ignore_errors=True)
+        shutil.rmtree(logs_of(self.folder) / offline.REST, ignore_errors=True)
 
     def _upload_all(self, todo: list[Pending]) -> None:
         stuck = self._upload(todo, 0, len(todo))
@@ -227,7 +226,7 @@ class _Sync:
         if not ready:
             return []
         folders = [folder for run in ready for folder in run.folders]
-        with uploading(self.folder / "wandb", folders, self.lock) as (process, output):
+        with uploading(logs_of(self.folder), folders, self.lock) as (process, output):
             self._watch(process, ready, before, total)
             self.said |= errors(output, [run.id for run in ready])
         return [run for run in ready if run.unmarked()]

@@ -22,6 +22,7 @@ from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.tracking.wandb import session
 from sae_sweeps.tracking.wandb.mirror import Mirror
+from sae_sweeps.tracking.wandb.places import id_file
 
 WAITING_SHARE = 0.95
 """Of the time there is in the end; then W&B's own process is ended."""
@@ -50,7 +51,7 @@ class Wandb(Tracking):
         """Start mirroring `run` in a W&B run of its own."""
         chosen = [run.choices.get(g.name) for g in GROUPS if g.tagged]
         usual = [group.usual for group in GROUPS if group.tagged]
-        config = {**run.config, "label": run.label, "choices": run.choices}
+        config = {**run.config.tree, "label": run.label, "choices": run.choices}
         for name, value in config.items():
             config[name] = dict(_flat(value)) if isinstance(value, dict) else _scalar(value)
         return self._open(
@@ -83,7 +84,7 @@ class Wandb(Tracking):
         limit = session.FINISH_LIMIT_S if limit_s is None else limit_s
         now = time.monotonic()
         for mirror in self._mirrors:
-            mirror.finish({}, failed=True)
+            mirror.finish(None)
         late = [mirror for mirror in self._mirrors if not mirror.wait(now + WAITING_SHARE * limit)]
         if late:
             self._session.abandon()
@@ -125,7 +126,7 @@ def _log_report(summary: Summary, run: Any) -> None:
 
 def _id(folder: Path, name: str) -> str:
     """Give the folder's W&B id, made once."""
-    path = folder / "wandb_id.txt"
+    path = id_file(folder)
     if not path.exists():  # a random end, as equal sweeps of two people must not share a W&B run
         slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:46]
         files.write_text(path, f"{slug}-{secrets.token_hex(4)}\n")
