@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -102,7 +102,7 @@ class RunConfig(RootOptions):
     """By group its class, as `_target_`, and the options of it; groups that a user brought too."""
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any]) -> Self:
+    def of(cls, tree: Mapping[str, Any]) -> "RunConfig":
         """Read a config of today's, as `check.checked` gives it or `history.upgrade` does.
 
         Raises:

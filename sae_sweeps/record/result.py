@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
@@ -43,7 +43,7 @@ class Result:
     """`seconds`, `cpu_seconds`, `tokens_per_s`, and on what the run was computed."""
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> Self:
+    def of(cls, found: Mapping[str, Any]) -> "Result":
         """Read plain data, whose config may be an earlier version's; raises ValueError."""
         try:
             known: dict[str, Any] = {k.name: found[k.name] for k in fields(cls) if k.name in found}
@@ -92,7 +92,7 @@ class Row:
     """`train/fvu`, `features/dead_frac`, ... of the last batch."""
 
     @classmethod
-    def of(cls, line: str) -> Self:
+    def of(cls, line: str) -> "Row":
         """Read a line; raises ValueError for one that a crash tore."""
         found = json.loads(line)
         tokens = found.pop("tokens", None) if isinstance(found, dict) else None
