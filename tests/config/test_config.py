@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.cli.app import CONF
-from sae_sweeps.config import groups, options, rules, signature
+from sae_sweeps.config import fitting, groups, options, rules, signature
 from sae_sweeps.config.check import check, checked
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.sweeper import literal
@@ -162,7 +162,7 @@ VALUES = st.recursive(
 @given(value=VALUES, text=st.sampled_from(list(HINTS)))
 def test_fit_gives_the_type_or_refuses(value: Any, text: str) -> None:
     try:
-        fitted = signature.fit(value, ast.parse(text, mode="eval").body)
+        fitted = fitting.fit(value, ast.parse(text, mode="eval").body)
     except TypeError:
         assert not belongs(value, HINTS[text])
     else:
