@@ -1,11 +1,18 @@
 """Reads classes in their source text: to import a variant's module would load torch."""
 
+import __future__
+
 import ast
 import importlib.util
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sae_sweeps.errors import did_you_mean
+
+Rules = Callable[[Mapping[str, Any]], Iterator[str]]
+"""What a class says of a whole checked config: complaints, one line each."""
 
 
 def definition(target: str) -> ast.ClassDef | ast.FunctionDef:
@@ -14,14 +21,41 @@ def definition(target: str) -> ast.ClassDef | ast.FunctionDef:
     Raises:
         LookupError: there is no such class; the first argument says why, as a sentence.
     """
+    return _found(target)[1]
+
+
+@cache
+def own_rules(target: str) -> Rules | None:
+    """Return the static method `rules` of a class, if it has one; its module is not imported.
+
+    The function is compiled alone: of its module's names it knows none, and imports in its body
+    what it needs, from modules that do without torch. Its annotations are not evaluated. Like
+    options, rules count in the class itself: nothing is inherited.
+    """
+    module, node = _found(target)
+    for part in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(part, ast.FunctionDef) and part.name == "rules" and _is_static(part):
+            alone, names = ast.Module([part], type_ignores=[]), dict[str, Any](__name__=module)
+            later = __future__.annotations.compiler_flag
+            exec(compile(alone, str(_source(module)), "exec", later, dont_inherit=True), names)
+            return names["rules"]
+    return None
+
+
+def _is_static(function: ast.FunctionDef) -> bool:
+    return any(ast.unparse(decorator) == "staticmethod" for decorator in function.decorator_list)
+
+
+def _found(target: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
+    """Follow a `_target_` to the module that defines it."""
     module, _, name = target.rpartition(".")
     tree = _syntax(module)
     top = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
     if name in top:
-        return top[name]
+        return module, top[name]
     handed_on = _origin(name, module, tree.body)
     if handed_on != target:
-        return definition(handed_on)
+        return _found(handed_on)
     raise LookupError(f"{module} defines no {name!r}.{did_you_mean(name, top)}")
 
 
