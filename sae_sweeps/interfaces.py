@@ -1,5 +1,8 @@
 """What the parts of a run agree on: the step's record and the groups' abstract classes.
 
+A variant's options are the keyword-only parameters of its constructor. What they must keep to
+among each other a static method `rules` may say (see `config.source.own_rules`).
+
 Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d_sae` latents,
 `n` listed activations, `rows`/`seq` token rows and their length.
 """

@@ -12,11 +12,10 @@ PACKAGE = ROOT / "sae_sweeps"
 
 ROWS = [
     {"errors", "marks", "engine", "embedded"},
-    {"system", "interfaces"},
+    {"system", "interfaces", "config"},
     {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model"},
     {"optimizer", "schedule"},
     {"data"},
-    {"config"},
     {"record"},
     {"stream", "tracking"},
     {"training"},
@@ -66,6 +65,9 @@ def test_wandb_is_imported_in_one_place() -> None:
 def test_what_runs_before_training_does_not_load_torch() -> None:
     modules = [
         "config.rules",
+        "allocator.slots",
+        "target_model.judging",
+        "data.judging",
         "record.naming",
         "launching.sweeper",
         "launching.local",

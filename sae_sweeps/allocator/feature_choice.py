@@ -4,8 +4,9 @@ The paper's abstract names the idea and a Zipf prior; the exact budgets, the swi
 choice and the batch-free thresholds are our design.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -104,6 +105,13 @@ class FeatureChoice(Allocator):
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
         # No buffers either: they stay on the CPU, where budgets are made.
         self.latent_of_rank, self.tokens_seen = torch.arange(d_sae), 0
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.allocator.slots import budget_fills_a_slot, zipf_fills_a_slot
+
+        yield from budget_fills_a_slot(config)
+        yield from zipf_fills_a_slot(config)
 
     def get_extra_state(self) -> Tensor:
         return torch.cat([torch.tensor([self.tokens_seen]), self.latent_of_rank])

@@ -1,8 +1,8 @@
 """Mutual choice (BatchTopK): a batch's k * batch largest (arXiv 2411.02124, 2412.06410)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from annotated_types import Ge, Gt
@@ -79,6 +79,12 @@ class MutualChoice(Allocator):
         super().__init__()
         self.d_sae, self.k = d_sae, k
         self.threshold = LearntThreshold(1, horizon_tokens)
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.allocator.slots import budget_fills_a_slot
+
+        yield from budget_fills_a_slot(config)
 
     def forward(self, affinities: Affinities) -> Selection:
         if not self.training:

@@ -1,7 +1,8 @@
 """Matryoshka: the first latents reconstruct the input without the later ones (arXiv 2503.17547)."""
 
+from collections.abc import Iterator, Mapping
 from itertools import accumulate, pairwise
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from annotated_types import Ge, Gt
@@ -74,6 +75,19 @@ class Matryoshka(ReLU):
             unit_norm=True,
         )
         self.ends = group_ends(fractions, d_sae)
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        fractions = config["architecture"]["fractions"]
+        if any(share <= 0 for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
+            yield (
+                f"architecture.fractions is {fractions}, expected positive numbers that sum to 1."
+            )
+        elif len(fractions) > config["d_sae"]:
+            yield (
+                f"architecture.fractions has {len(fractions)} parts, "
+                "expected at most d_sae of them."
+            )
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         prefixes = prefix_recons(step.acts, self.W_dec, self.ends)[:, :-1]

@@ -1,6 +1,6 @@
 """Checks a composed config against the signatures of the classes it names.
 
-Nothing that a config names is imported (see `build.signature`).
+Nothing that a config names is imported (see `source`).
 """
 
 import ast
@@ -11,19 +11,12 @@ from typing import Any
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from sae_sweeps.config.fitting import expected, finite, fit
 from sae_sweeps.config.groups import GLOBAL, GROUPS, NAMES
 from sae_sweeps.config.history import MOVED
 from sae_sweeps.config.options import ROOT, SECTIONS
-from sae_sweeps.config.signature import (
-    NUMERICS,
-    TARGET,
-    ancestors,
-    expected,
-    finite,
-    fit,
-    numerics,
-    signature,
-)
+from sae_sweeps.config.signature import NUMERICS, TARGET, numerics, signature
+from sae_sweeps.config.source import ancestors
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 
 # --- One node ------------------------------------------------------------------------------

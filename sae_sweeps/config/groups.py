@@ -53,5 +53,3 @@ GROUPS = (
 NAMES = tuple(group.name for group in GROUPS)
 GLOBAL = ("method", "sweep")
 """Folders whose options set others; they have no field of their own."""
-METHOD = tuple(group.name for group in GROUPS if group.trains and not group.streams)
-"""What makes up a method, and is the run's own whatever it shares a stream with."""

@@ -1,5 +1,6 @@
 """A data set of the Hugging Face Hub, read through `datasets`."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, final
 
 from annotated_types import Ge, Gt, Lt
@@ -47,6 +48,13 @@ class Hub(Data):
             train_tokens=train_tokens,
             held_out_tokens=held_out_tokens,
         )
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.data import judging
+
+        yield from judging.tokens_suffice(config)
+        yield from judging.data_sets_can_be_had(config)
 
     def rows(self, split: Split, tokenizer: Any) -> Rows:
         source = documents.hub_source(self.node)

@@ -1,5 +1,6 @@
 """The user's own text: files and folders of plain text, JSON, Parquet or CSV."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, final
 
 from annotated_types import Ge, Gt, Lt
@@ -40,6 +41,13 @@ class Text(Data):
             train_tokens=train_tokens,
             held_out_tokens=held_out_tokens,
         )
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.data import judging
+
+        yield from judging.tokens_suffice(config)
+        yield from judging.text_files_exist(config)
 
     def rows(self, split: Split, tokenizer: Any) -> Rows:
         files = documents.fingerprint(documents.text_files(self.path))

@@ -4,7 +4,8 @@ From Towards Monosemanticity (Bricken et al., 2023); the re-warm-up is arXiv 240
 """
 
 import math
-from typing import Annotated, final
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, final
 
 import numpy as np
 import torch
@@ -60,6 +61,25 @@ class NeuronResampling(Resampling):
         self.register_buffer("keys", torch.full((d_sae,), torch.inf))
         self.register_buffer("inputs", torch.zeros(d_sae, d_in))
         self.register_buffer("replaced_at", torch.tensor(-rewarm_tokens))
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        """Fresh latents need a penalty that silences them again, and time before the decay."""
+        node, tokens = config["resampling"], config["training"]["tokens"]
+        if "k" in config["allocator"] or "l1_coef" not in config["architecture"]:
+            yield (
+                f"resampling.encoder_share is {node['encoder_share']:g}: resampling needs an L1 "
+                "penalty, so allocator=none and an architecture with l1_coef (as method=relu has, "
+                "or gated). Else expected resampling=none."
+            )
+        last = node["every_tokens"] * node["times"]
+        decay = config["schedule"].get("decay_tokens")
+        end = tokens - decay if isinstance(decay, int | float) else tokens
+        if last > end:
+            yield (
+                f"resampling.times is {node['times']}: the last would come after {last} tokens, "
+                f"expected at most {end}, where the learning rate's decay begins."
+            )
 
     @torch.no_grad()
     def forward(

@@ -1,6 +1,7 @@
 """linear: the learning rate rises linearly, stays, and falls linearly to 0."""
 
-from typing import Annotated, final
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, final
 
 from annotated_types import Ge
 
@@ -23,6 +24,16 @@ class Linear(Schedule):
         decay_tokens: Annotated[int, Ge(0)],
     ) -> None:
         self.tokens, self.warmup_tokens, self.decay_tokens = tokens, warmup_tokens, decay_tokens
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        warmup, decay = (config["schedule"][f"{name}_tokens"] for name in ("warmup", "decay"))
+        tokens = config["training"]["tokens"]
+        if warmup + decay > tokens:
+            yield (
+                f"schedule.warmup_tokens is {warmup} and schedule.decay_tokens is {decay}: "
+                f"together expected at most training.tokens, which is {tokens}."
+            )
 
     def factor(self, tokens: int, batch: int) -> float:
         up = (tokens + batch) / max(self.warmup_tokens, 1)

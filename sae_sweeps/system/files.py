@@ -1,4 +1,7 @@
-"""Writes a file whole or not at all: beside its place, flushed to disk, then renamed."""
+"""Finds files, and writes them whole or not at all.
+
+Writing is done beside a file's place, flushed to disk, then renamed.
+"""
 
 import hashlib
 import json
@@ -8,6 +11,16 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def place_of(text: str) -> Path | None:
+    """Give the path that a text names, unless no system could look for it."""
+    try:
+        place = Path(text).expanduser()
+        place.exists()
+    except (OSError, RuntimeError):  # too long, or the home of nobody
+        return None
+    return place
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """Precomputed activations from a file: no model, hence no cross-entropy."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -46,6 +47,12 @@ class Activations(TargetModel):
         self.splits = {"train": train, "held_out": held_out}
         self.d_in = train.shape[1]
         self.description = {"model_name": None, "hook_name": None, "dataset_path": Path(path).name}
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.target_model import judging
+
+        yield from judging.activation_files_exist(config)
 
     def row_count(self, split: Split) -> int:
         return self.splits[split].shape[0]

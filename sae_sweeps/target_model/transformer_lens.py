@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Sequence
-from typing import Annotated, Literal, final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, final
 
 import torch
 from annotated_types import Ge
@@ -76,6 +76,13 @@ class TransformerLens(TargetModel):
             "context_size": self.tokens_per_row + 1,
             "prepend_bos": True,
         }
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.target_model import judging
+
+        yield from judging.models_and_hooks_exist(config)
+        yield from judging.contexts_fit(config)
 
     def _width(self, hook: str) -> int:
         """The activation's width; raises ConfigError for another shape than a residual stream's."""

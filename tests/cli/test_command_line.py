@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from sae_sweeps.record.run import Run
-from tests.support.commands import Trainer, command, configs, python, write
+from tests.support.commands import Trainer, command, configs, python, run, trainer, write
 from tests.support.places import ROOT
+
+__all__ = ["run", "trainer"]  # fixtures
 
 # --- Points --------------------------------------------------------------------------------
 

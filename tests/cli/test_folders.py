@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sae_sweeps.config.target_rules import models_and_hooks_exist
 from sae_sweeps.embedded import MODEL
+from sae_sweeps.target_model.judging import models_and_hooks_exist
 from tests.support.commands import Trainer, python, refusal, run, trainer
 
 __all__ = ["run", "trainer"]  # fixtures

@@ -1,6 +1,8 @@
 """Checking, normalising and identifying configs, without the command line around them."""
 
 import ast
+import builtins
+import dis
 import hashlib
 import importlib
 import inspect
@@ -8,6 +10,7 @@ import json
 import math
 import string
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -17,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from sae_sweeps.allocator.slots import rarest_density
 from sae_sweeps.cli.app import CONF
-from sae_sweeps.config import groups, options, rules, signature
+from sae_sweeps.config import fitting, groups, options, rules, signature
 from sae_sweeps.config.check import check, checked
 from sae_sweeps.config.options import RunConfig
+from sae_sweeps.config.source import own_rules
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.sweeper import literal
 from sae_sweeps.record.identity import identity, stream_identity
@@ -74,6 +79,20 @@ def test_an_option_file_states_exactly_what_its_class_takes(name: str) -> None:
     assert set(node) == set(keyword_only)
     assert all(p.default is p.empty for p in keyword_only.values()), "YAML states every default"
     assert set(signature.signature(target)) == set(keyword_only)
+
+
+def test_rules_of_classes_know_no_names_of_their_modules() -> None:
+    targets = {stated(CONF / name)["_target_"] for name in OPTION_FILES}
+    found = {target: rules for target in targets if (rules := own_rules(target))}
+    assert len(found) >= 9
+    for target, own in found.items():
+        assert looked_up(inspect.unwrap(own).__code__) <= set(dir(builtins)), target
+
+
+def looked_up(code: CodeType) -> set[str]:
+    """Names that a function, or one within it, looks for in its module."""
+    own = {str(i.argval) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return own.union(*(looked_up(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +183,7 @@ VALUES = st.recursive(
 @given(value=VALUES, text=st.sampled_from(list(HINTS)))
 def test_fit_gives_the_type_or_refuses(value: Any, text: str) -> None:
     try:
-        fitted = signature.fit(value, ast.parse(text, mode="eval").body)
+        fitted = fitting.fit(value, ast.parse(text, mode="eval").body)
     except TypeError:
         assert not belongs(value, HINTS[text])
     else:
@@ -334,5 +353,5 @@ def test_the_rarest_density_is_what_water_filling_leaves(
         enough = sum(min(1.0, middle * weight) for weight in weights) >= k
         low, high = (low, middle) if enough else (middle, high)
     expected = min(1.0, high * weights[-1])
-    found = rules.rarest_density(d_sae, k, exponent, shift)
+    found = rarest_density(d_sae, k, exponent, shift)
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)

@@ -26,7 +26,28 @@ class Mine:
         p: float,
     ) -> None:
         ...
+
+    @staticmethod
+    def rules(config: Mapping[str, Any]) -> Iterator[str]:
+        from sae_sweeps.allocator.slots import zipf_fills_a_slot
+
+        yield from zipf_fills_a_slot(config)
+        node = config["allocator"]
+        if node["kind"] == "twin" and config["d_sae"] % 2:
+            yield f"allocator.kind is 'twin': d_sae is {config['d_sae']}, expected an even number."
+        if node["kind"] == "broken":
+            raise ZeroDivisionError
 '''
+
+# Options that classes of ours have rules for, each with a value that these would refuse.
+OTHERS = {
+    "architecture": {"fractions": "[2.0, 3.0]"},
+    "allocator": {"k": "1e-9", "exponent": "9.0", "shift": "0.0"},
+    "resampling": {"every_tokens": "1000000000", "times": "9", "encoder_share": "0.2"},
+    "schedule": {"warmup_tokens": "1000000000", "decay_tokens": "1000000000"},
+    "target_model": {"model": "nowhere/at/all", "hook": "blocks.99.hook_mlp_ou", "path": "x.csv"},
+    "data": {"path": "nowhere", "sample_by": "page", "context_tokens": "1000", "train_tokens": "1"},
+}
 
 
 @pytest.fixture
@@ -59,11 +80,12 @@ def test_an_allocator_from_outside(run: Callable[..., int], trainer: Trainer, mi
 def test_it_is_checked_and_ruled_like_a_shipped_one(
     run: Callable[..., int], mine: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ("--config-dir", str(mine), "allocator=mine")
+    words = ("--config-dir", str(mine), "allocator=mine", "d_sae=1025")
     mistakes = {
         "allocator.kind is 3, expected str": "allocator.kind=3",
         "allocator.kin is not an option": "allocator.kin=x",
         "the rarest latent would get": "allocator.exponent=3",
+        "allocator.kind is 'twin': d_sae is 1025, expected an even number.": "allocator.kind=twin",
         "allocator.exponent is -1, expected at least 0.": "allocator.exponent=-1",
         "allocator.k is 3000, expected at most d_sae": "allocator.k=3000",
     }
@@ -72,6 +94,45 @@ def test_it_is_checked_and_ruled_like_a_shipped_one(
         [line] = capsys.readouterr().err.splitlines()
         assert expected in line
     assert not (tmp_path / "outputs").exists()
+
+
+def test_its_rules_are_asked_without_torch(mine: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from sae_sweeps.__main__ import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules)
+"""
+    words = ("--config-dir", mine.name, "allocator=mine", "allocator.kind=twin", "d_sae=1025")
+    ended = python(code, tmp_path, words)
+    line = "sae-sweeps: allocator.kind is 'twin': d_sae is 1025, expected an even number.\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "False\n", line)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_fault_in_its_rules_is_no_users_mistake(run: Callable[..., int], mine: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run("--config-dir", mine.name, "allocator=mine", "allocator.kind=broken")
+
+
+def test_rules_are_for_their_own_class(
+    run: Callable[..., int], trainer: Trainer, tmp_path: Path
+) -> None:
+    """What an option of somebody else's class means, that class says, whatever its name."""
+    module = "raise RuntimeError('imported')\n"
+    for group, given in OTHERS.items():
+        options = "".join(f", {name}: Any" for name in given)
+        module += f"class {group.title()}:\n    def __init__(self, *{options}) -> None: ...\n"
+        node = {"_target_": f"my_other_module.{group.title()}"} | given
+        text = "".join(f"{key}: {value}\n" for key, value in node.items())
+        write(tmp_path / f"mine/{group}/other.yaml", text)
+    write(tmp_path / "my_other_module.py", module)
+    words = [f"{group}=other" for group in OTHERS]
+    assert run("--config-dir", "mine", *words) == 0
+    [only] = trainer.runs
+    assert only.config["architecture"]["fractions"] == [2.0, 3.0]
 
 
 def test_it_is_found_by_the_console_script(mine: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config import groups
 from sae_sweeps.config.check import plain
+from sae_sweeps.config.fitting import fit
 from sae_sweeps.config.options import ROOT, SECTIONS
-from sae_sweeps.config.signature import fit, signature
+from sae_sweeps.config.signature import signature
 from sae_sweeps.errors import ConfigError
 from tests.support.places import CONF
 

@@ -14,12 +14,11 @@ from typing import NoReturn
 import pytest
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-from sae_sweeps.config.data_rules import contexts_fit
-from sae_sweeps.config.target_rules import models_and_hooks_exist
 from sae_sweeps.data import documents
 from sae_sweeps.embedded import MODEL
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.system import hugging_face
+from sae_sweeps.target_model.judging import contexts_fit, models_and_hooks_exist
 from tests.support.commands import Trainer, refusal, run, trainer, write
 from tests.support.fake_hub import COMMIT, FakeHub, serving
 

@@ -1,15 +1,15 @@
-"""Rules about target models and their files, before anything starts; no torch."""
+"""Whether activations, or a model and its hook, can be had; before anything starts, no torch."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import did_you_mean
-from sae_sweeps.system import hugging_face
+from sae_sweeps.system import files, hugging_face
 
-Config = dict[str, Any]
+Config = Mapping[str, Any]
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "model"
 
@@ -24,24 +24,30 @@ BESIDE = ("use_parallel_residual", "parallel_attn")
 
 def activation_files_exist(config: Config) -> Iterator[str]:
     for name in ("path", "held_out_path"):
-        path = config["target_model"].get(name)
-        if not isinstance(path, str):
+        path = config["target_model"][name]
+        if path is None:
             continue
         if Path(path).suffix not in (".npy", ".safetensors"):
             yield f"target_model.{name} is {path!r}, expected a .npy or .safetensors file."
-        elif not ((place := place_of(path)) and place.is_file()):
+        elif not ((place := files.place_of(path)) and place.is_file()):
             yield f"target_model.{name} is {path!r}: there is no such file."
 
 
 def models_and_hooks_exist(config: Config) -> Iterator[str]:
     node = config["target_model"]
-    model, hook, revision = (node.get(name) for name in ("model", "hook", "revision"))
-    if not isinstance(model, str):
-        return
+    model, hook, revision = node["model"], node["hook"], node["revision"]
     yield from _model_can_be_had(model, revision)
-    if isinstance(hook, str):
-        folder = model_folder(model, revision)
-        yield from _hook_fits(hook, facts(folder) if folder else {}, model)
+    folder = model_folder(model, revision)
+    yield from _hook_fits(hook, _facts(folder) if folder else {}, model)
+
+
+def contexts_fit(config: Config) -> Iterator[str]:
+    """The model's config says how much it reads, which spares packing rows that are too long."""
+    tokens, node = config["data"].get("context_tokens"), config["target_model"]
+    folder = model_folder(node["model"], node["revision"])
+    most = _number(_facts(folder), "n_positions", "max_position_embeddings") if folder else None
+    if isinstance(tokens, int) and most is not None and tokens > most:
+        yield f"data.context_tokens is {tokens}, but the model reads at most {most}."
 
 
 def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
@@ -49,7 +55,7 @@ def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
     if not match:
         return  # hooks outside the blocks are judged when the model is loaded
     layer, name = match.groups()
-    layers = number(known, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
+    layers = _number(known, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
     if not layer.isdecimal() or (layers is not None and int(layer) >= layers):
         allowed = f"blocks.0 to blocks.{layers - 1}" if layers else "a number after 'blocks.'"
         yield f"target_model.hook is {hook!r}, expected {allowed} for {model!r}."
@@ -70,7 +76,7 @@ def _is_parallel(known: Config) -> bool:
     return known.get("model_type") in PARALLEL or any(known.get(flag) is True for flag in BESIDE)
 
 
-def facts(folder: Path) -> Config:
+def _facts(folder: Path) -> Config:
     """Read a model's config.json, its language part where it has several."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -80,7 +86,7 @@ def facts(folder: Path) -> Config:
     return text if isinstance(text, dict) else config
 
 
-def number(known: Config, *names: str) -> int | None:
+def _number(known: Config, *names: str) -> int | None:
     """Read an integer of a model's config under the first of its names that is there."""
     return next((known[name] for name in names if isinstance(known.get(name), int)), None)
 
@@ -89,26 +95,16 @@ def model_folder(model: str, revision: str | None) -> Path | None:
     """Find a model's config.json: embedded, a folder, or the Hugging Face cache."""
     if model == "embedded":
         return EMBEDDED
-    place = place_of(model)
+    place = files.place_of(model)
     if place and (place / "config.json").is_file():
         return place
     return hugging_face.snapshot(model, revision)
 
 
-def place_of(text: str) -> Path | None:
-    """Give the path that a text names, unless no system could look for it."""
-    try:
-        place = Path(text).expanduser()
-        place.exists()
-    except (OSError, RuntimeError):  # too long, or the home of nobody
-        return None
-    return place
-
-
 def _model_can_be_had(model: str, revision: str | None) -> Iterator[str]:
     """Refuse what is neither here nor to be had."""
     what = f"target_model.model is {model!r}: "
-    place = place_of(model)
+    place = files.place_of(model)
     if model == "embedded" or (place and place.is_dir()):
         if revision is not None:
             yield (

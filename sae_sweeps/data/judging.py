@@ -1,25 +1,23 @@
-"""Rules about data: files that are there, data sets that can be had, tokens enough; no torch."""
+"""Whether text or a data set can be had, and tokens suffice; before anything starts, no torch."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.config.target_rules import facts, model_folder, number, place_of
 from sae_sweeps.data import documents, token_cache
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.system import hugging_face
+from sae_sweeps.system import files, hugging_face
 
-Config = dict[str, Any]
+Config = Mapping[str, Any]
 
 
 def text_files_exist(config: Config) -> Iterator[str]:
     node = config["data"]
-    path = node.get("path") if "sample_by" in node else None
-    if isinstance(path, str) and (fault := _fault(path, node["sample_by"], Path.cwd())):
+    if fault := _fault(node["path"], node["sample_by"], Path.cwd()):
         yield fault
 
 
@@ -27,11 +25,11 @@ def text_files_exist(config: Config) -> Iterator[str]:
 def _fault(path: str, sample_by: str, _where: Path) -> str:
     """Say once for all points of a sweep what is wrong with a path, seen from a folder."""
     try:
-        files = documents.text_files(path)
+        found = documents.text_files(path)
     except ConfigError as error:
         return str(error)
-    whole = sample_by == "document" and documents.READERS[files[0].suffix] == "text"
-    if whole and len(files) == 1:
+    whole = sample_by == "document" and documents.READERS[found[0].suffix] == "text"
+    if whole and len(found) == 1:
         return (
             f"data.sample_by is 'document', and {path!r} is a single one, which cannot be both "
             "trained on and held out; expected paragraph or line, or more files."
@@ -39,20 +37,10 @@ def _fault(path: str, sample_by: str, _where: Path) -> str:
     return ""
 
 
-def contexts_fit(config: Config) -> Iterator[str]:
-    """The model's config says how much it reads, which spares packing rows that are too long."""
-    tokens, node = config["data"].get("context_tokens"), config["target_model"]
-    model = node.get("model")
-    folder = model_folder(model, node.get("revision")) if isinstance(model, str) else None
-    most = number(facts(folder), "n_positions", "max_position_embeddings") if folder else None
-    if isinstance(tokens, int) and most is not None and tokens > most:
-        yield f"data.context_tokens is {tokens}, but the model reads at most {most}."
-
-
 def tokens_suffice(config: Config) -> Iterator[str]:
     """What will be packed is known before; what the data hold is not."""
-    packed, tokens = config["data"].get("train_tokens"), RunConfig.of(config).total_tokens
-    if isinstance(packed, int) and tokens > packed and not config["stream"]["repeat"]:
+    packed, tokens = config["data"]["train_tokens"], RunConfig.of(config).total_tokens
+    if packed is not None and tokens > packed and not config["stream"]["repeat"]:
         yield (
             f"training.tokens is {tokens}, expected at most data.train_tokens, which is {packed}; "
             "or set stream.repeat=true to go over them again."
@@ -62,11 +50,9 @@ def tokens_suffice(config: Config) -> Iterator[str]:
 def data_sets_can_be_had(config: Config) -> Iterator[str]:
     """Refuse what is neither packed nor here nor to be had."""
     node = config["data"]
-    dataset = node.get("dataset")
-    if not isinstance(dataset, str) or not {"config", "split", "revision"} <= set(node):
-        return
+    dataset = node["dataset"]
     repository = hugging_face.Repository("data.dataset", dataset, node["revision"])
-    if (place := place_of(dataset)) and place.is_dir():
+    if (place := files.place_of(dataset)) and place.is_dir():
         if node["revision"] is not None:
             yield (
                 f"data.revision is {node['revision']!r}, but only data sets of the hub have "
