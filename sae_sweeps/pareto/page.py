@@ -171,11 +171,13 @@ def _telling(options: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return kept
 
 
-def _training(run: RunFolder) -> dict[str, list[float]]:
+def _training(run: RunFolder) -> dict[str, list[float | int]]:
     """Some rows of a run's metrics, as columns; nothing where there is none."""
     found = run.rows(at_most=MOST_ROWS)
     names = [name for name in TRAINING if any(name in row.figures for row in found)]
-    columns = {n: [_rounded(row.figures.get(n, math.nan)) for row in found] for n in names}
+    columns: dict[str, list[float | int]] = {
+        name: [_rounded(row.figures.get(name, math.nan)) for row in found] for name in names
+    }
     return {"tokens": [row.tokens for row in found], **columns}
 
 

@@ -10,7 +10,7 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.pareto import curves
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.identity import source
-from sae_sweeps.record.result import Result
+from sae_sweeps.record.result import Figures, Result
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RunPoint:
     """The label and what else, besides `k` and seeds, tells it from the sweep's other runs."""
     setting: str
     """Equal for runs that differ in seeds only."""
-    metrics: dict[str, float]
+    metrics: Figures
     """`l0`, `fvu`, ... on held-out tokens, `batch_*` with batch allocation, `train_*`."""
     result: Result
 

@@ -9,6 +9,8 @@ from typing import Any
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
 
+Figures = dict[str, float | int]
+"""What was measured, by name."""
 METRICS_VERSION = 3
 """Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
 
@@ -26,9 +28,9 @@ class Result:
     config: RunConfig
     tokens: int
     """Trained on, the last phase included."""
-    metrics: dict[str, float]
+    metrics: Figures
     """Batch-free inference on held-out tokens: the Pareto point."""
-    batch: dict[str, float] = field(default_factory=dict[str, float])
+    batch: Figures = field(default_factory=dict[str, float | int])
     """The same with allocation over batches, as in training."""
     evaluation: dict[str, int] = field(default_factory=dict[str, int])
     """What was measured on: `tokens`, `ce_tokens`, and by which `metrics_version`."""
@@ -37,7 +39,7 @@ class Result:
     l0_histogram: dict[str, list[int]] | None = None
     """Tokens by their active latents: `edges`, `counts`."""
     fvu_by_l0_decile: list[dict[str, float]] | None = None
-    train: dict[str, float] = field(default_factory=dict[str, float])
+    train: Figures = field(default_factory=dict[str, float | int])
     """Of the last batch of training."""
     cost: dict[str, Any] = field(default_factory=dict[str, Any])
     """`seconds`, `cpu_seconds`, `tokens_per_s`, and on what the run was computed."""
@@ -63,7 +65,7 @@ class Result:
         return {key: found[key] for key in head} | dial | found
 
     @property
-    def scalars(self) -> dict[str, float]:
+    def scalars(self) -> Figures:
         """All that was measured, in one: `l0`, `batch_l0`, `train_dead_frac`, ..."""
         parts = {"": self.metrics, "batch_": self.batch, "train_": self.train}
         return {start + key: value for start, part in parts.items() for key, value in part.items()}
@@ -88,7 +90,7 @@ class Row:
 
     tokens: int
     """Trained on so far."""
-    figures: dict[str, float]
+    figures: Figures
     """`train/fvu`, `features/dead_frac`, ... of the last batch."""
 
     @classmethod

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_sweeps.interfaces import Architecture, TargetModel
+from sae_sweeps.record.result import Figures
 from sae_sweeps.record.run import Run
 from sae_sweeps.system.files import replacing, write_json
 
@@ -19,9 +20,7 @@ def write_weights(run: Run, sae: Architecture) -> None:
     _write_tensors(run.files.weights, sae.state_dict())
 
 
-def write_saelens(
-    run: Run, sae: Architecture, target: TargetModel, metrics: dict[str, float]
-) -> bool:
+def write_saelens(run: Run, sae: Architecture, target: TargetModel, metrics: Figures) -> bool:
     """The folder `sae/` as SAELens reads it; False where SAELens has no such inference rule."""
     weights = sae.saelens()
     if weights is None:

@@ -232,8 +232,8 @@ def test_figures_come_from_the_result_or_the_last_row(tmp_path: Path) -> None:
 def test_whole_batches_of_both_phases_are_the_run(tmp_path: Path) -> None:
     folder = sweep(tmp_path, [None])
     content = json.loads((folder / "sweep.json").read_text())
-    changed = {"training": {"tokens": 1050}, "fine_tune": {"tokens": 320}}
-    content["points"][0]["config"] |= changed
+    config = content["points"][0]["config"]
+    config["training"]["tokens"], config["fine_tune"]["tokens"] = 1050, 320
     write(folder / "sweep.json", content)
     assert only(folder).total_tokens == 1000 + 300
 

@@ -590,8 +590,8 @@ def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
 
 SAME = (
     *(("architecture.normalize", False), ("optimizer.lr", 0.5), ("training.tokens", 99)),
-    *(("evaluation.tokens", 77), ("seed", 9), ("d_sae", 3), ("k", 3), ("device", "cuda")),
-    *(("threads", 64), ("name", "else"), ("checkpoint_minutes", 7), ("force", True)),
+    *(("evaluation.tokens", 77), ("seed", 9), ("d_sae", 3), ("k", 3.0), ("device", "cuda")),
+    *(("threads", 64), ("name", "else"), ("checkpoint_minutes", 7.0), ("force", True)),
 )
 OTHER = (
     *(("target_model.model", "else"), ("target_model.revision", "step3")),

@@ -42,7 +42,7 @@ class Trainer:
     def train(self, runs: list[Run], display: Any) -> list[Any]:
         """Train nothing."""
         self.packs.append(runs)
-        display.started(sum(run.config.training.tokens for run in runs), ["x"] * len(runs))
+        display.started(sum(r.config.training.tokens for r in runs), [r.title for r in runs])
         return [self._outcome(run, index, display) for index, run in enumerate(runs)]
 
     def _outcome(self, run: Run, index: int, display: Any) -> Any:
