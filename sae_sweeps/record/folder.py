@@ -143,8 +143,10 @@ class RunFolder:
         files.write_text(self.metrics, "".join(f"{row.line}\n" for row in kept))
 
     def _lines(self) -> list[str]:
+        """Read the lines, but for the last one where a crash tore it."""
         try:
-            return self.metrics.read_text(encoding="utf-8").splitlines()
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return [line for line in lines if line.endswith("}")]
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
@@ -40,9 +39,11 @@ from tests.support.reported import (
 )
 
 
-def point(l0: float, fvu: float, seed: int = 0, setting: str | None = None) -> RunPoint:
+def point(
+    l0: float, fvu: float, seed: int = 0, setting: str | None = None, k: float = 1.0
+) -> RunPoint:
     metrics = {"l0": l0, "fvu": fvu}
-    config = configured(k=1.0, d_sae=8, seed=seed)
+    config = configured(k=k, d_sae=8, seed=seed)
     made = Result(label="relu", choices={}, config=config, tokens=1, metrics=metrics)
     return RunPoint("run", "relu", setting or f"{l0} {fvu}", metrics, made)
 
@@ -132,7 +133,7 @@ def test_interpolation_is_linear_in_log_l0_between_means_over_seeds() -> None:
 
 def on_dial(ends: Mapping[float, float]) -> list[Setting]:
     """A curve by its L0s, and the dial's value of each; FVU is 1 / L0."""
-    return settings([replace(point(l0, 1 / l0), k=float(k)) for l0, k in ends.items()])
+    return settings([point(l0, 1 / l0, k=float(k)) for l0, k in ends.items()])
 
 
 def test_equal_l0_is_compared_where_most_curves_reach() -> None:
@@ -193,7 +194,11 @@ def test_a_curve_is_named_after_what_parts_it_besides_the_dial_and_seeds() -> No
     def config(k: float, d_sae: int = 8, lr: float = 1e-3, **more: Any) -> RunConfig:
         architecture = {"architecture": {"target_l0": k}} | more
         return configured(
-            k=k, d_sae=d_sae, optimizer={"lr": lr}, aux_loss={"k_aux": d_sae // 2}, **architecture
+            k=float(k),
+            d_sae=d_sae,
+            optimizer={"lr": lr},
+            aux_loss={"k_aux": d_sae // 2},
+            **architecture,
         )
 
     assert names(config(4), config(8)) == ["relu", "relu"]
