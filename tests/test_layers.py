@@ -11,7 +11,7 @@ from tests.support.places import ROOT
 PACKAGE = ROOT / "sae_sweeps"
 
 ROWS = [
-    {"errors", "marks", "engine", "embedded"},
+    {"errors", "marks", "measures", "engine", "embedded"},
     {"system", "interfaces"},
     {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model"},
     {"optimizer", "schedule"},

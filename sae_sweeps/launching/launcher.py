@@ -13,10 +13,11 @@ from sae_sweeps.config.check import check
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError, did_you_mean
 from sae_sweeps.launching.compose import ConfigLauncher, compose
+from sae_sweeps.measures import FINAL
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.naming import sweep_name
 from sae_sweeps.record.plan import Plan, Point, make_plan
-from sae_sweeps.record.run import FIGURES, Run
+from sae_sweeps.record.run import Run
 
 Outcome = dict[str, Any] | Exception | None
 """A run's result, why it failed, or None for one that was only submitted."""
@@ -35,9 +36,9 @@ class PlanLauncher(ConfigLauncher):
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
         self.given: Any = build(self.checked)
         for name in _names(self.given.objective):
-            if name not in FIGURES:
-                text = f"hydra.launcher.objective is {name!r}, expected of {', '.join(FIGURES)}."
-                raise ConfigError(text + did_you_mean(name, FIGURES))
+            if name not in FINAL:
+                text = f"hydra.launcher.objective is {name!r}, expected of {', '.join(FINAL)}."
+                raise ConfigError(text + did_you_mean(name, FINAL))
 
     @property
     def node(self) -> dict[str, Any]:

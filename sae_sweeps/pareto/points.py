@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sae_sweeps.config.history import upgrade
+from sae_sweeps.measures import known
 from sae_sweeps.pareto import curves
 from sae_sweeps.record.run import RESULT_VERSION, source
 from sae_sweeps.tracking.interface import scalars
@@ -138,6 +139,7 @@ def _whole(result: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"version {result['version']} of result.json is not known here")
     for key in ("label", "config", "k", "d_sae", "seed", "tokens", "metrics"):
         result[key]
+    known([result])  # raises where it describes a measure wrongly
     return {**result, "config": upgrade(result["config"])}
 
 

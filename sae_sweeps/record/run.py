@@ -13,18 +13,10 @@ from sae_sweeps.system.files import digest
 RESULT_VERSION = 2
 """Of `result.json`; version 1 has the config of the first version (see `config.history`)."""
 METRICS_VERSION = 3
-"""Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
+"""Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew.
 
-
-FIGURES = (
-    *("l0", "l0_p5", "l0_median", "l0_p95", "l0_max", "fvu", "mse", "cosine", "dead_frac"),
-    *("underused_frac", "below_1e-4", "below_1e-5", "below_1e-6", "gamma", "gamma_centred"),
-    *("ce", "delta_ce", "kl", "ce_clean", "ce_zero", "ce_mean", "ce_recovered"),
-    *("ce_recovered_mean", "true_l0", "true_matched_cos", "true_max_cos", "true_recovered_frac"),
-)
-"""What `result.json` may hold as `metrics`: cross-entropies where there is a model, true figures
-where there is a known dictionary."""
-
+A figure that comes raises nothing: runs measured before lack it, and are shown without.
+"""
 
 STREAM_KEYS = ("stream", *(group.name for group in GROUPS if group.streams))
 """What rules activation batches."""
