@@ -13,7 +13,7 @@ PACKAGE = ROOT / "sae_sweeps"
 ROWS = [
     {"errors", "marks", "measures", "engine", "embedded"},
     {"system", "interfaces"},
-    {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model"},
+    {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model", "measure"},
     {"optimizer", "schedule"},
     {"data"},
     {"config"},

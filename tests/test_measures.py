@@ -46,6 +46,7 @@ def test_every_figure_of_evaluation_has_a_row_and_every_row_a_figure(
         assert names("train") <= {name for name in given if name.startswith("train_")}
         rows = [json.loads(row) for row in (path / "metrics.jsonl").read_text().splitlines()]
         assert all(names("row") <= row.keys() for row in rows)
+        assert result["measures"] == {}
     assert names("seeds") == {similarity.MEASURE}
     assert len({measure.name for measure in MEASURES}) == len(MEASURES)
 

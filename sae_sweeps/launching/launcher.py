@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import check
 from sae_sweeps.config.signature import build
-from sae_sweeps.errors import ConfigError, did_you_mean
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.compose import ConfigLauncher, compose
-from sae_sweeps.measures import FINAL
+from sae_sweeps.launching.objective import require_known
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.naming import sweep_name
 from sae_sweeps.record.plan import Plan, Point, make_plan
@@ -35,10 +35,6 @@ class PlanLauncher(ConfigLauncher):
         assert isinstance(plain, dict)
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
         self.given: Any = build(self.checked)
-        for name in _names(self.given.objective):
-            if name not in FINAL:
-                text = f"hydra.launcher.objective is {name!r}, expected of {', '.join(FINAL)}."
-                raise ConfigError(text + did_you_mean(name, FINAL))
 
     @property
     def node(self) -> dict[str, Any]:
@@ -72,6 +68,7 @@ class PlanLauncher(ConfigLauncher):
         self, name: str, folder: Path, points: list[Point]
     ) -> tuple[Plan, Mapping[str, Outcome]]:
         """Do what is not done yet of the points; outcomes by the run's name."""
+        require_known(_names(self.given.objective), points[0].config["measure"])
         try:
             launch = manifest.next_launch(folder)
             before = manifest.read(folder).points if launch > 1 else []

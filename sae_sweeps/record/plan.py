@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sae_sweeps.config.groups import GROUPS
-from sae_sweeps.config.history import acting, moved, upgrade, walk
+from sae_sweeps.config.history import BIRTHS, acting, moved, upgrade, walk
 from sae_sweeps.config.options import ROOT
-from sae_sweeps.config.signature import signature
+from sae_sweeps.config.signature import TARGET, signature
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.naming import run_name
 from sae_sweeps.record.run import METRICS_VERSION, RESULT_VERSION, Run, identity, pass_identity
@@ -167,10 +167,15 @@ def move_aside(plan: Plan) -> list[tuple[Path, Path]]:
 
 
 def up_to_date(result: Mapping[str, Any], run: Run) -> bool:
-    """Say whether a finished run's figures are those that it would get today."""
+    """Say whether a finished run's figures are those that are asked for, as today has them.
+
+    One that has more of them is; so is one that lacks figures that a later version brought.
+    """
     version = result.get("evaluation", {}).get("metrics_version")
     same_options = result["config"]["evaluation"] == run.config["evaluation"]
-    return same_options and version == METRICS_VERSION and not run.config["measure_anew"]
+    enough = result["config"]["measure"], {TARGET: BIRTHS["measure"]}
+    same_figures = version == METRICS_VERSION and run.config["measure"] in enough
+    return same_options and same_figures and not run.config["measure_anew"]
 
 
 def _run(sweep: str, folder: Path, point: Point, key: str, anew: bool) -> Run:

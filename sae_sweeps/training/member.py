@@ -31,6 +31,7 @@ from sae_sweeps.training.clock import Clock
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.listener import Listener
+from sae_sweeps.training.measurement import new_measurement, with_figures
 from sae_sweeps.training.trainer import new_trainer
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Member:
         config, device = run.config, stream.target.device
         self.evaluation = options.EvaluationOptions(**config["evaluation"])
         stream.held_out(self.evaluation.tokens)
+        self.measurement = new_measurement(config["measure"])
         sae = new_sae(config, stream.target.d_in, device)
         sae.initialise(torch.Generator().manual_seed(config["seed"]), stream.mean.cpu())
         self.trainer = new_trainer(config, sae.to(device))
@@ -284,6 +286,7 @@ class Member:
         }
         self.stream.unscale(sae)
         results.write_weights(self.run, sae)
+        figures = self._with_further_figures(figures, sae)
         if not results.write_saelens(self.run, sae, target, figures):
             self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)
         self.log.info("finished: %s", json.dumps(figures["metrics"]))
@@ -292,6 +295,15 @@ class Member:
         write_json(self.run.folder / "result.json", outcome)
         checkpoint.clear(self.run.folder / "checkpoint")
         self._close(outcome, outcome, "finished")
+
+    def _with_further_figures(self, figures: dict[str, Any], sae: Architecture) -> dict[str, Any]:
+        """Add those of `measure`; where they fail, a retry measures again and does not train."""
+        try:
+            return with_figures(figures, self.measurement, sae, self.stream, self.evaluation)
+        except Exception:
+            with suppress(OSError):
+                self._save()
+            raise
 
     def _close(
         self, outcome: dict[str, Any] | Exception, summary: dict[str, Any], status: str

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from sae_sweeps.config import options
-from sae_sweeps.interfaces import Architecture
+from sae_sweeps.interfaces import Architecture, Measurement
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream
@@ -17,6 +17,7 @@ from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import as_result, evaluate
 from sae_sweeps.training.listener import Listener
+from sae_sweeps.training.measurement import new_measurement, with_figures
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.pack import open_harvest, pick_device, workers
 
@@ -36,19 +37,23 @@ def remeasure_pack(
     torch.set_num_threads(config["threads"])
     device = pick_device(config["device"])
     harvest = open_harvest(runs, device, workers(device, config["threads"]))
+    measurement = new_measurement(config["measure"])
     on_ready()
-    return [_remeasured(run, harvest, tracking) for run in runs]
+    return [_remeasured(run, harvest, measurement, tracking) for run in runs]
 
 
-def _remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> dict[str, Any] | Exception:
+def _remeasured(
+    run: Run, harvest: Harvest, measurement: Measurement, tracking: Tracking
+) -> dict[str, Any] | Exception:
     try:
         stream = harvest.stream(run.config)
         given = options.EvaluationOptions(**run.config["evaluation"])
         sae = load_sae(run, stream)
         figures = as_result(evaluate(sae, stream, given), given, stream.target.has_loss)
+        stream.unscale(sae)
+        figures = with_figures(figures, measurement, sae, stream, given)
         old = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
         result = old | figures | {"config": run.config | {"measure_anew": False}}
-        stream.unscale(sae)
         results.write_saelens(run, sae, stream.target, figures)
         write_json(run.folder / "result.json", result)
         tracking.open(run).finish(result, failed=False)

@@ -116,6 +116,52 @@ def test_finished_runs_are_measured_anew_on_demand(
     assert len(measured) == 2 and "2 finished before" in capsys.readouterr().out
 
 
+GAP = '''
+"""A user's measure; nothing that plans a launch imports it."""
+raise RuntimeError("imported")
+
+
+class Gap:
+    def __init__(self, *, width: float) -> None: ...
+'''
+
+
+def test_another_measure_measures_anew_and_none_asks_for_nothing(
+    run: Callable[..., int],
+    trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "my_gap_module.py", GAP)
+    write(tmp_path / "mine/measure/gap.yaml", "_target_: my_gap_module.Gap\nwidth: 1.0\n")
+    words = ("--config-dir", "mine", "-m", "name=own", "k=4,8")
+    assert run(*words) == 0
+    capsys.readouterr()
+
+    def remeasure_pack(runs: list[Run], *_: Any, on_ready: Callable[[], None]) -> list[Any]:
+        on_ready()
+        for one in runs:
+            result = json.loads((one.folder / "result.json").read_text())
+            config = one.config | {"measure_anew": False}
+            (one.folder / "result.json").write_text(json.dumps(result | {"config": config}))
+        return [json.loads((one.folder / "result.json").read_text()) for one in runs]
+
+    stub = SimpleNamespace(remeasure_pack=remeasure_pack)
+    monkeypatch.setitem(sys.modules, "sae_sweeps.training.remeasure", stub)
+    todo = "0 runs to train, 2 to measure anew"
+    done = "0 runs to train, 2 finished before"
+    steps = [("measure=gap", todo), ("measure=gap", done), ("measure=none", done)]
+    steps += [("measure.width=2", todo), ("measure.width=2", done), ("measure=gap", todo)]
+    for word, expected in steps:
+        group = [] if word.startswith("measure=") else ["measure=gap"]
+        assert run(*words, *group, word) == 0
+        assert expected in capsys.readouterr().out, word
+    assert len(trainer.runs) == 2
+    assert run(*words, "measure=none,gap") == 1
+    assert "measure differs between points" in capsys.readouterr().err
+
+
 def test_runs_of_one_stream_share_a_pack(run: Callable[..., int], trainer: Trainer) -> None:
     assert run("-m", "method=topk,gated", "stream.seed=0,1", "k=4,8") == 0
     assert [len(pack) for pack in trainer.packs] == [4, 4]
