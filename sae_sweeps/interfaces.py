@@ -8,7 +8,7 @@ Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sae_sweeps.engine.acts import MAX_LISTED, Selection, SparseActs
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.pre_acts import PreActs
+from sae_sweeps.measures import Measure
 
 
 @dataclass(frozen=True)
@@ -353,3 +354,21 @@ class TargetModel(ABC):
 
         `splice` maps hooked activations of consecutive rows, unscaled and the BOS position left
         out, to what replaces them. It is called for a few rows at a time, in order."""
+
+
+class Measurement(ABC):
+    """Figures of a finished SAE beside those that every run has."""
+
+    measures: ClassVar[tuple[Measure, ...]]
+    """what each figure is called and where it is shown; no name is one of ours"""
+
+    @abstractmethod
+    def figures(
+        self, sae: Architecture, acts: Float[Tensor, "tokens d_in"], target: TargetModel
+    ) -> Mapping[str, float]:
+        """Measure `sae`, without gradients, and change nothing; some figures or all, by name.
+
+        Args:
+            sae: in evaluation mode; it takes and gives activations as the target model has them.
+            acts: the held-out tokens of `evaluation.tokens`, unscaled and shuffled.
+        """

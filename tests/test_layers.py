@@ -11,9 +11,9 @@ from tests.support.places import ROOT
 PACKAGE = ROOT / "sae_sweeps"
 
 ROWS = [
-    {"errors", "marks", "engine", "embedded"},
+    {"errors", "marks", "measures", "engine", "embedded"},
     {"system", "interfaces", "config"},
-    {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model"},
+    {"architecture", "allocator", "aux_loss", "resampling", "fine_tune", "target_model", "measure"},
     {"optimizer", "schedule"},
     {"data"},
     {"record"},

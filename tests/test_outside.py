@@ -3,8 +3,10 @@
 Each is one Python file beside the command and one YAML file in a folder for `--config-dir`.
 """
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import combinations
@@ -266,6 +268,44 @@ class Cosine(Schedule):
         return self.last + (1 - self.last) * (1 + math.cos(math.pi * tokens / self.tokens)) / 2
 '''
 
+FAITHFUL = '''
+"""How many tokens are reconstructed well, and how far the pre-bias is from 0."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+
+from sae_sweeps.interfaces import Measurement
+from sae_sweeps.measures import Column, Measure, Panel
+
+
+class Faithful(Measurement):
+    """Share of tokens whose squared error is below a share of their squared length."""
+
+    measures = (
+        Measure(
+            "faithful_frac",
+            "faithful tokens",
+            "%",
+            "higher",
+            scale=100.0,
+            panel=Panel(floor=0.0),
+            column=Column("faithful %", ".1f", note="tokens of a small error"),
+        ),
+        Measure("mean_bias", "mean absolute pre-bias"),
+    )
+
+    def __init__(self, *, below: Annotated[float, Gt(0)]) -> None:
+        self.below = below
+
+    def figures(self, sae, acts, target):
+        recon = sae(acts, torch.zeros(len(sae.W_dec), dtype=torch.bool)).recon
+        errors = (acts - recon).pow(2).sum(1) / acts.pow(2).sum(1)
+        faithful = (errors < self.below).float().mean()
+        return {"faithful_frac": faithful, "mean_bias": sae.b_dec.abs().mean()}
+'''
+
 MODULES = {
     "my_sign": SIGN,
     "my_cosine": COSINE,
@@ -275,6 +315,7 @@ MODULES = {
     "my_skip": SKIP,
     "my_pull": PULL,
     "my_dictionary": DICTIONARY,
+    "my_faithful": FAITHFUL,
 }
 
 OPTION_FILES = {
@@ -285,6 +326,7 @@ OPTION_FILES = {
     "allocator/picky": "_target_: my_picky.Picky\nshare: 0.6\n",
     "architecture/skip": "_target_: my_skip.Skip\nencoder_scale: 0.6\nrank: 4\n",
     "aux_loss/pull": "_target_: my_pull.Pull\ncoef: 0.01\n",
+    "measure/faithful": "_target_: my_faithful.Faithful\nbelow: 0.5\n",
     "target_model/dictionary": """
 defaults:
   - override /data@_global_.data: none
@@ -565,6 +607,97 @@ def test_a_run_with_a_users_optimiser_goes_on_where_it_was(home: Path, moved: Re
     [(path, _)] = results(home, "halves")
     whole = weights(moved["sign", "cosine"][0])
     assert all(torch.equal(value, whole[name]) for name, value in weights(path).items())
+
+
+# --- A measure -----------------------------------------------------------------------------
+
+
+def test_a_finished_sweep_is_measured_by_the_users_measure(home: Path) -> None:
+    """Nothing is trained for it, and other figures stay what they were."""
+    axes = ["+sweep=tiny", "name=measured", "target_model=dictionary", "allocator=token_choice"]
+    done = sae_sweeps(home, *axes, "k=4,8")
+    assert done.returncode == 0 and "faithful" not in done.stdout, done.stderr
+    plain = {path.name: result["metrics"] for path, result in results(home, "measured")}
+    trained = written(home)
+
+    done = sae_sweeps(home, *axes, "k=4,8", "measure=faithful")
+    assert done.returncode == 0, done.stderr
+    assert "measured: 0 runs to train, 2 to measure anew\n" in done.stdout
+    assert "faithful %" in done.stdout and "faithful %: tokens of a small error" in done.stdout
+    for path, result in results(home, "measured"):
+        saved, metrics = weights(path), result["metrics"]
+        assert 0 < metrics["faithful_frac"] < 1
+        assert metrics["mean_bias"] == pytest.approx(saved["b_dec"].abs().mean().item())
+        assert metrics["fvu"] == pytest.approx(plain[path.name]["fvu"], rel=1e-4)
+        assert f"{100 * metrics['faithful_frac']:.1f}" in done.stdout
+        assert result["config"]["measure"] == {"_target_": "my_faithful.Faithful", "below": 0.5}
+    assert written(home) == trained
+    assert_shown(home)
+
+    assert "0 runs to train, 2 finished before" in sae_sweeps(home, *axes, "k=4,8").stdout
+    done = sae_sweeps(home, *axes, "k=4,8", "measure=faithful", "measure.below=0.2")
+    assert "0 runs to train, 2 to measure anew" in done.stdout
+    before = {result["metrics"]["faithful_frac"] for _, result in results(home, "measured")}
+    done = sae_sweeps(home, *axes, "k=4,8,16", "measure=faithful", "measure.below=0.2")
+    assert "1 run to train, 2 finished before" in done.stdout
+    shares = {result["metrics"]["faithful_frac"] for _, result in results(home, "measured")}
+    assert len(shares) == 3 and before < shares
+
+    done = sae_sweeps(home, *axes, "k=32")  # and a run without it
+    assert "1 run to train" in done.stdout and done.stdout.count(" - ") == 1, done.stdout
+    assert_shown(home, lacking=1)
+
+
+def written(home: Path) -> dict[Path, int]:
+    """When the weights were written."""
+    paths = [path / "checkpoint/weights.safetensors" for path, _ in results(home, "measured")]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def assert_shown(home: Path, lacking: int = 0) -> None:
+    """Its figures are in the table and on the page, which import nothing of the user's."""
+    folder, runs = home / "outputs" / "measured", results(home, "measured")
+    code = "import sys; from sae_sweeps.__main__ import main; main()"
+    line = [sys.executable, "-c", code, "report", str(folder)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=home.parent, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "faithful %" in done.stdout, done.stderr
+    with (folder / "pareto.csv").open(newline="") as file:
+        lines = {row["run"]: row for row in csv.DictReader(file)}
+    for path, result in runs:
+        told = [lines[path.name][name] for name in ("faithful_frac", "mean_bias")]
+        known = [result["metrics"].get(name, "") for name in ("faithful_frac", "mean_bias")]
+        assert told == [str(value) for value in known]
+    assert [row["mean_bias"] for row in lines.values()].count("") == lacking
+    page = (folder / "report.html").read_text()
+    [text] = re.findall(r'<script type="application/json" id="content">(.*?)</script>', page)
+    content = json.loads(text)
+    drawn = [panel["measure"] for panel in content["panels"]]
+    assert drawn == ["fvu", "dead_frac", "faithful_frac"]
+    assert content["panels"][-1]["title"] == "faithful tokens, %"
+    assert "faithful_frac" in content["columns"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "measure", "expected"),
+    [
+        ("faithful_frac", "faithful", None),
+        ("[fvu,mean_bias]", "faithful", None),
+        ("faithful", "faithful", "is 'faithful', expected of l0"),
+        ("faithful", "faithful", "Did you mean 'faithful_frac'?"),
+        ("faithful_frac", "none", "is 'faithful_frac', expected of l0"),
+    ],
+)
+def test_its_figures_can_be_an_objective(
+    home: Path, objective: str, measure: str, expected: str | None
+) -> None:
+    words = ["+sweep=tiny", "name=objective", "target_model=dictionary", f"measure={measure}"]
+    done = sae_sweeps(home, *words, "aux_loss=none", f"hydra.launcher.objective={objective}")
+    if expected is None:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 1 and expected in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 # --- Repeating, and mistakes ---------------------------------------------------------------

@@ -46,6 +46,13 @@ GROUPS = (
     ),
     Group("target_model", "TargetModel", usual=None, streams=True),
     Group("data", "Data", tagged=False, streams=True),
+    Group(
+        "measure",
+        "Measurement",
+        tagged=False,
+        trains=False,
+        birth="sae_sweeps.measure.none.NoMeasurement",
+    ),
     Group("tracking", "Tracking", tagged=False, trains=False),
 )
 """A new group is a row here, its folder in `conf/` and its abstract class in `interfaces.py`."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sae_sweeps.config.groups import GROUPS
+from sae_sweeps.config.groups import NAMES
 from sae_sweeps.config.options import ROOT, SECTIONS
 from sae_sweeps.config.signature import TARGET, Option, signature
 from sae_sweeps.config.source import own_rules
@@ -19,7 +19,7 @@ Config = dict[str, Any]
 Rule = Callable[[Config], Iterator[str]]
 
 
-NODES = (*SECTIONS, *(group.name for group in GROUPS if group.trains))
+NODES = (*SECTIONS, *NAMES)
 
 
 def obey(config: Config) -> None:

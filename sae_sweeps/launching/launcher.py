@@ -11,15 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import check
 from sae_sweeps.config.signature import build
-from sae_sweeps.errors import ConfigError, did_you_mean
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.compose import ConfigLauncher, compose
+from sae_sweeps.launching.objective import require_known
 from sae_sweeps.launching.work import Outcome
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.naming import sweep_name
 from sae_sweeps.record.plan import Plan, Point, make_plan
 from sae_sweeps.record.result import Result
-from sae_sweeps.record.run import FIGURES, Run
+from sae_sweeps.record.run import Run
 
 Told = Outcome | None
 """What became of a run, or None for one that was only submitted."""
@@ -37,10 +38,6 @@ class PlanLauncher(ConfigLauncher):
         assert isinstance(plain, dict)
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
         self.given: Any = build(self.checked)
-        for name in _names(self.given.objective):
-            if name not in FIGURES:
-                text = f"hydra.launcher.objective is {name!r}, expected of {', '.join(FIGURES)}."
-                raise ConfigError(text + did_you_mean(name, FIGURES))
 
     @property
     def node(self) -> dict[str, Any]:
@@ -74,6 +71,7 @@ class PlanLauncher(ConfigLauncher):
         self, name: str, folder: Path, points: list[Point]
     ) -> tuple[Plan, Mapping[str, Told]]:
         """Do what is not done yet of the points; outcomes by the run's name."""
+        require_known(_names(self.given.objective), points[0].config.nodes["measure"])
         try:
             launch = manifest.next_launch(folder)
             before = manifest.read(folder).points if launch > 1 else []

@@ -8,7 +8,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any
 
 from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.measures import CURVES, Measure, Panel
 from sae_sweeps.pareto import curves, words
-from sae_sweeps.pareto.panels import PANELS
+from sae_sweeps.pareto.measured import columns, panels
 from sae_sweeps.pareto.points import Results, RunPoint, settings, together
 from sae_sweeps.pareto.rows import rows
-from sae_sweeps.pareto.table import COLUMNS
 from sae_sweeps.record import manifest
 from sae_sweeps.record.folder import RunFolder, SweepFolder
 from sae_sweeps.record.manifest import Manifest
@@ -29,7 +29,8 @@ from sae_sweeps.system.files import digest
 
 PARTS = Path(__file__).parent / "html"
 SCRIPTS = ("data.js", "figures.js", "page.js")
-TRAINING = ("train/fvu", "train/l0", "features/dead_frac", "train/loss")
+OTHER_COLUMNS = ["cost_tokens_per_s", "frontier"]
+"""Of the table of runs, after those of measures."""
 MOST_ROWS = 60
 """Points of a training curve; it has as many however long the run is."""
 DIGITS = 4
@@ -91,8 +92,9 @@ def _content(sweeps: Sequence[Sweep]) -> dict[str, Any]:
         "title": ", ".join(sweep.name for sweep in named),
         "subtitle": f"{words.subtitle(points)}  ·  {_made()}",
         "notes": words.notes(found),
-        "panels": [asdict(panel) for panel in PANELS if _is_measured(points, panel.measure)],
-        "columns": [column.measure for column in COLUMNS] + ["cost_tokens_per_s", "frontier"],
+        "panels": [_panel(measure, panel) for measure, panel in panels(points)],
+        "columns": [measure.name for measure, _ in columns(points)] + OTHER_COLUMNS,
+        "training": {measure.name: measure.title for measure, _ in CURVES},
         "options": list(options),
         "group_by": ["sweep", "curve"] if len(named) > 1 else ["curve"],
         "runs": runs,
@@ -111,8 +113,16 @@ def _made() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, sae-sweeps {version('sae-sweeps')}"
 
 
-def _is_measured(points: Sequence[RunPoint], measure: str) -> bool:
-    return any(point.get(measure) is not None for point in points)
+def _panel(measure: Measure, panel: Panel) -> dict[str, Any]:
+    return {
+        "measure": measure.name,
+        "title": measure.full_title,
+        "better": measure.better,
+        "scale": measure.scale,
+        "ranked": measure.ranked,
+        "sane": panel.sane,
+        "logarithmic": panel.logarithmic,
+    }
 
 
 def _manifest(folder: Path) -> Manifest | None:
@@ -174,9 +184,11 @@ def _telling(options: Mapping[str, list[str]]) -> dict[str, list[str]]:
 def _training(run: RunFolder) -> dict[str, list[float | int]]:
     """Some rows of a run's metrics, as columns; nothing where there is none."""
     found = run.rows(at_most=MOST_ROWS)
-    names = [name for name in TRAINING if any(name in row.figures for row in found)]
+    names = [measure.name for measure, _ in CURVES]
     columns: dict[str, list[float | int]] = {
-        name: [_rounded(row.figures.get(name, math.nan)) for row in found] for name in names
+        name: [_rounded(row.figures.get(name, math.nan)) for row in found]
+        for name in names
+        if any(name in row.figures for row in found)
     }
     return {"tokens": [row.tokens for row in found], **columns}
 

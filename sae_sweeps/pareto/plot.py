@@ -1,4 +1,4 @@
-"""Draws a sweep: L0 against FVU, CE recovered and the fraction of dead latents."""
+"""Draws a sweep: L0 against FVU, CE recovered, dead latents and whatever else has a panel."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from sae_sweeps.measures import Measure, Panel
 from sae_sweeps.pareto.frontier import frontier
-from sae_sweeps.pareto.panels import PANELS, Panel
+from sae_sweeps.pareto.measured import panels
 from sae_sweeps.pareto.points import Results, Setting, by_curve
 from sae_sweeps.pareto.words import subtitle
 
 WIDTH, HEIGHT, DPI = 10.0, 3.3, 150
 """Inches for one row of names below the panels, and dots per inch."""
+PANELS_IN_WIDTH = 3
+"""With more of them the picture is wider."""
 # Told apart by the colour-blind too: Okabe and Ito's, less the yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F3C8D", "#5A5A5A")
 MARKERS = "osD^vPXphd"
@@ -31,14 +34,15 @@ def draw(results: Results, path: Path) -> None:
     """Write the picture of a sweep with at least one result; what no run has gets no panel."""
     points, curves = results.points, by_curve(results.points)
     styles = _styles(curves)
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
+    shown = panels(points)
+    width = WIDTH * max(1.0, len(shown) / PANELS_IN_WIDTH)
+    figure = Figure(figsize=(width, HEIGHT), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     rows = _legend(figure, styles)
     height = HEIGHT + 0.185 * (rows - 1)
-    figure.set_size_inches(WIDTH, height)
-    panels = [panel for panel in PANELS if any(p.get(panel.measure) is not None for p in points)]
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw_panel(axes, panel, curves, styles)
+    figure.set_size_inches(width, height)
+    for axes, pair in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        _draw_panel(axes, *pair, curves, styles)
     bottom, top = (height - HEIGHT + 0.78) / height, 1 - 0.66 / height
     figure.subplots_adjust(0.052, bottom, 0.988, top, wspace=0.19)
     head = 1 - 0.11 / height
@@ -64,26 +68,32 @@ def _styles(curves: Mapping[str, list[Setting]]) -> dict[str, Style]:
 
 
 def _draw_panel(
-    axes: Axes, panel: Panel, curves: Mapping[str, list[Setting]], styles: Mapping[str, Style]
+    axes: Axes,
+    measure: Measure,
+    panel: Panel,
+    curves: Mapping[str, list[Setting]],
+    styles: Mapping[str, Style],
 ) -> None:
     everything = [setting for found in curves.values() for setting in found]
-    if panel.ranked:
-        maximise = panel.better == "higher"
-        best = _vertices(frontier(everything, panel.measure, maximise=maximise), panel)
+    if measure.ranked:
+        maximise = measure.better == "higher"
+        best = _vertices(frontier(everything, measure.name, maximise=maximise), measure)
         axes.scatter([x for x, *_ in best], [y for _, y, *_ in best], s=105, color=HALO, lw=0)
     for curve, found in curves.items():
-        if vertices := _vertices(found, panel):
+        if vertices := _vertices(found, measure):
             xs, ys, lows, highs = (list(column) for column in zip(*vertices, strict=True))
             axes.vlines(xs, lows, highs, color=styles[curve]["color"], lw=2.6, alpha=0.4)
             axes.plot(xs, ys, lw=1.2, ms=5, mec="white", mew=0.5, zorder=3, **styles[curve])
-    drawn = _vertices(everything, panel)
+    drawn = _vertices(everything, measure)
     _scale_l0(axes, [l0 for l0, *_ in drawn])
-    _scale_measure(axes, panel, [end for _, _, *ends in drawn for end in ends])
+    _scale_measure(axes, panel, measure.scale, [end for _, _, *ends in drawn for end in ends])
     low, high = axes.get_ylim()
     shown = sum(low <= mean <= high for _, mean, *_ in drawn)
-    hidden = sum(bool(setting.values(panel.measure)) for setting in everything) - shown
-    note = f"{panel.better} is better" + (f"; {hidden} hidden" if hidden else "")
-    axes.set_title(f"{panel.title}  ({note})", size=9, color=INK, loc="left", pad=6)
+    hidden = sum(bool(setting.values(measure.name)) for setting in everything) - shown
+    notes = [f"{measure.better} is better"] if measure.better else []
+    notes += [f"{hidden} hidden"] if hidden else []
+    title = measure.full_title + (f"  ({'; '.join(notes)})" if notes else "")
+    axes.set_title(title, size=9, color=INK, loc="left", pad=6, parse_math=False)
     axes.set_xlabel("L0: active latents per token, mean", size=8, color=INK, labelpad=2)
     axes.tick_params(labelsize=8, color=FAINT, labelcolor=INK, length=3)
     axes.grid(True, color="#E9E9E9", lw=0.6)
@@ -92,14 +102,16 @@ def _draw_panel(
     axes.spines[["left", "bottom"]].set_color(FAINT)
 
 
-def _vertices(found: Sequence[Setting], panel: Panel) -> list[tuple[float, float, float, float]]:
+def _vertices(
+    found: Sequence[Setting], measure: Measure
+) -> list[tuple[float, float, float, float]]:
     """Give (L0, mean, lowest, highest) over seeds, by L0; a log axis has no place for L0 = 0."""
     vertices: list[tuple[float, float, float, float]] = []
     for setting in found:
-        l0, mean = setting.mean("l0"), setting.mean(panel.measure)
-        values = [value * panel.scale for value in setting.values(panel.measure)]
+        l0, mean = setting.mean("l0"), setting.mean(measure.name)
+        values = [value * measure.scale for value in setting.values(measure.name)]
         if l0 is not None and l0 > 0 and mean is not None:
-            vertices.append((l0, mean * panel.scale, min(values), max(values)))
+            vertices.append((l0, mean * measure.scale, min(values), max(values)))
     return sorted(vertices)
 
 
@@ -116,12 +128,12 @@ def _scale_l0(axes: Axes, l0s: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _scale_measure(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
-    """Show the sane values, FVU logarithmically where it spans much."""
-    low, high = panel.sane
+def _scale_measure(axes: Axes, panel: Panel, scale: float, values: Sequence[float]) -> None:
+    """Show the sane values, logarithmically where that is asked for and they span much."""
+    low, high = (end * scale for end in panel.sane)
     kept = [value for value in values if low <= value <= high] or list(values) or [0.0, 1.0]
     bottom, top = min(kept), max(kept)
-    bottom = bottom if panel.floor is None else min(bottom, panel.floor)
+    bottom = bottom if panel.floor is None else min(bottom, panel.floor * scale)
     if panel.logarithmic and bottom > 0 and top / bottom > 2.5:
         axes.set_yscale("log")
         axes.set_ylim(bottom / 1.12, top * 1.12)
@@ -157,7 +169,7 @@ def _legend(figure: Figure, styles: Mapping[str, Style]) -> int:
             handletextpad=0.4,
             borderaxespad=0.25,
         )
-        if columns == 1 or legend.get_window_extent().width < 0.99 * WIDTH * DPI:
+        if columns == 1 or legend.get_window_extent().width < 0.99 * figure.get_figwidth() * DPI:
             return rows
         legend.remove()
     return 1

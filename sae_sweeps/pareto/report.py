@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.pareto import similarity, table
+from sae_sweeps.pareto.measured import panels
 from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.record.folder import SweepFolder
@@ -21,8 +22,6 @@ from sae_sweeps.tracking.off import Off
 
 LOG_WIDTH = 140
 """Columns where there is no terminal to ask, as in a job's log."""
-MEASURES = ("fvu", "ce_recovered", "dead_frac")
-"""What is drawn over L0."""
 
 
 def report(
@@ -93,11 +92,11 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 def _charts(points: list[RunPoint]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Give the curves over L0 that can be drawn, means over seeds."""
     charts: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for measure in MEASURES:
+    for measure, _ in panels(points):
         for curve, found in by_curve(points).items():
-            pairs = [(setting.mean("l0"), setting.mean(measure)) for setting in found]
+            pairs = [(setting.mean("l0"), setting.mean(measure.name)) for setting in found]
             known = sorted((x, y) for x, y in pairs if x is not None and y is not None)
             if known:
                 line = ([x for x, _ in known], [y for _, y in known])
-                charts.setdefault(measure, {})[curve] = line
+                charts.setdefault(measure.name, {})[curve] = line
     return charts

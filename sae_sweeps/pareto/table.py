@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sae_sweeps.measures import Column, Measure
 from sae_sweeps.pareto.frontier import by_source, frontier, matched
+from sae_sweeps.pareto.measured import columns
 from sae_sweeps.pareto.points import Results, Setting, by_curve, settings
 from sae_sweeps.pareto.similarity import MOST_LATENTS, too_wide
 from sae_sweeps.pareto.words import MOST_NAMES, amounts, missed_line, off_dial
@@ -16,64 +18,6 @@ from sae_sweeps.pareto.words import MOST_NAMES, amounts, missed_line, off_dial
 MOST_ROWS = 100
 """A longer table shows the frontier only."""
 MOST_FAILURES = 10
-
-
-@dataclass(frozen=True)
-class Column:
-    """A measure, its heading and how it is printed."""
-
-    measure: str
-    heading: str
-    form: str
-    detail: int = 0
-    """Columns of much detail go first where the terminal is too narrow."""
-    scale: float = 1.0
-    spread: bool = False
-    """Whether the standard deviation over seeds stands beside it, a detail of 2."""
-    note: str = ""
-    """What the heading means, below the table."""
-
-
-COLUMNS = [
-    Column("l0", "L0", ".2f"),
-    Column("fvu", "FVU", ".4f", spread=True),
-    Column("ce_recovered", "CE recovered", ".4f", spread=True),
-    Column("delta_ce", "ΔCE", ".4f", detail=2),
-    Column(
-        "gamma",
-        "gamma",
-        ".3f",
-        detail=3,
-        note="of reconstructions, 1 / their best gain: below 1 they are too short",
-    ),
-    Column(
-        "true_recovered_frac",
-        "recovered %",
-        ".1f",
-        scale=100.0,
-        spread=True,
-        note="true features whose latent, one for each, has a cosine above 0.9",
-    ),
-    Column("dead_frac", "dead %", ".1f", scale=100.0, spread=True),
-    Column("train_dead_frac", "train dead %", ".1f", detail=1, scale=100.0),
-    Column(
-        "underused_frac",
-        "underused %",
-        ".1f",
-        detail=3,
-        scale=100.0,
-        note="latents below a tenth of the density that Zipf's law gives their rank",
-    ),
-    Column(
-        "seed_similarity",
-        "seed similarity",
-        ".3f",
-        detail=1,
-        note="mean cosine of latents between two seeds, assigned one to one",
-    ),
-    Column("batch_l0", "batch L0", ".2f", detail=4),
-    Column("batch_fvu", "batch FVU", ".4f", detail=4),
-]
 
 
 def show(results: Results, console: Console) -> None:
@@ -102,22 +46,19 @@ def show(results: Results, console: Console) -> None:
 
 def _results(sweep: str, curves: Mapping[str, list[Setting]], detail: int) -> Table:
     found = [setting for settings in curves.values() for setting in settings]
-    columns = [
-        column
-        for column in COLUMNS
-        if column.detail <= detail and any(setting.values(column.measure) for setting in found)
-    ]
-    table = Table(title=Text(f"Sweep {sweep}"), caption=_caption(found, columns, detail))
+    points = [point for setting in found for point in setting.points]
+    shown = [(measure, column) for measure, column in columns(points) if column.detail <= detail]
+    table = Table(title=Text(f"Sweep {sweep}"), caption=_caption(found, shown, detail))
     table.caption_justify = "left"
     table.add_column("method")
-    for heading in ("k", *(column.heading for column in columns), "★"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("k", *(_heading(*pair) for pair in shown), "★"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     best = frontier(found)
     for curve, members in curves.items():
         name = curve
         for setting in members:
             if setting in best or len(found) <= MOST_ROWS:
-                cells = [_cell(setting, column, detail) for column in columns]
+                cells = [_cell(setting, *pair, detail) for pair in shown]
                 mark = "★" if setting in best else ""
                 table.add_row(Text(name), f"{setting.k:g}", *cells, mark)
                 name = ""
@@ -125,24 +66,28 @@ def _results(sweep: str, curves: Mapping[str, list[Setting]], detail: int) -> Ta
     return table
 
 
-def _cell(setting: Setting, column: Column, detail: int) -> str:
-    mean, spread = setting.mean(column.measure), setting.spread(column.measure)
+def _heading(measure: Measure, column: Column) -> str:
+    return column.heading or measure.title
+
+
+def _cell(setting: Setting, measure: Measure, column: Column, detail: int) -> str:
+    mean, spread = setting.mean(measure.name), setting.spread(measure.name)
     if mean is None:
         return "-"
-    text = format(mean * column.scale, column.form)
+    text = format(mean * measure.scale, column.form)
     if spread is None or not column.spread or detail < 2:
         return text
-    return f"{text} ±{spread * column.scale:{column.form}}"
+    return f"{text} ±{spread * measure.scale:{column.form}}"
 
 
-def _caption(found: Sequence[Setting], columns: Sequence[Column], detail: int) -> str:
+def _caption(found: Sequence[Setting], shown: Sequence[tuple[Measure, Column]], detail: int) -> str:
     points = [point for setting in found for point in setting.points]
     held_out = amounts(point.result.evaluation.get("tokens") for point in points)
     lines = [f"dead %: latents without one firing in {held_out} held-out tokens"]
     if detail >= 1:
         window = amounts(point.metrics.get("train_dead_window_tokens") for point in points)
         lines.append(f"train dead %: without one in the last {window} tokens of training")
-    lines += [f"{column.heading}: {column.note}" for column in columns if column.note]
+    lines += [escape(f"{_heading(m, column)}: {column.note}") for m, column in shown if column.note]
     lines.append("★: on the frontier of L0 and FVU")
     if len(points) > len(found):
         lines.append("means over seeds" + (", ± standard deviation" if detail >= 2 else ""))

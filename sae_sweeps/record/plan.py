@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.config.groups import GROUPS
-from sae_sweeps.config.history import acting, moved, walk
+from sae_sweeps.config.history import BIRTHS, acting, moved, walk
 from sae_sweeps.config.options import ROOT, RunConfig
-from sae_sweeps.config.signature import signature
+from sae_sweeps.config.signature import TARGET, signature
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.identity import identity, pass_identity
@@ -172,10 +172,15 @@ def move_aside(plan: Plan) -> list[tuple[Path, Path]]:
 
 
 def up_to_date(result: Result, run: Run) -> bool:
-    """Say whether a finished run's figures are those that it would get today."""
-    same_options = result.config.evaluation == run.config.evaluation
+    """Say whether a finished run's figures are those that are asked for, as today has them.
+
+    One that has more of them is; so is one that lacks figures that a later version brought.
+    """
+    there, asked = result.config, run.config
+    enough = there.nodes["measure"], {TARGET: BIRTHS["measure"]}
     today = result.evaluation.get("metrics_version") == METRICS_VERSION
-    return same_options and today and not run.config.measure_anew
+    same = there.evaluation == asked.evaluation and asked.nodes["measure"] in enough
+    return same and today and not asked.measure_anew
 
 
 def _run(sweep: str, folder: Path, point: Point, key: str, anew: bool) -> Run:

@@ -8,11 +8,15 @@ from typing import Any
 
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
+from sae_sweeps.measures import Measure, describe, read
 
 Figures = dict[str, float | int]
 """What was measured, by name."""
 METRICS_VERSION = 3
-"""Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew."""
+"""Raised whenever a figure of `metrics.py` changes; runs measured before are measured anew.
+
+A figure that comes raises nothing: runs measured before lack it, and are shown without.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Result:
     """Of the last batch of training."""
     cost: dict[str, Any] = field(default_factory=dict[str, Any])
     """`seconds`, `cpu_seconds`, `tokens_per_s`, and on what the run was computed."""
+    measures: tuple[Measure, ...] = ()
+    """What figures from outside are, and how they are shown."""
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Result":
@@ -50,6 +56,8 @@ class Result:
         try:
             known: dict[str, Any] = {k.name: found[k.name] for k in fields(cls) if k.name in found}
             known["config"] = RunConfig.of(upgrade(found["config"]))
+            told = found.get("measures", {}).items()
+            known["measures"] = tuple(read(name, plain) for name, plain in told)
             return cls(**known)
         except KeyError as error:
             raise ValueError(f"it lacks {error}") from None
@@ -60,6 +68,9 @@ class Result:
         """Give all of it as plain data, with the options that readers ask for most."""
         tree = self.config.tree
         found = {key.name: getattr(self, key.name) for key in fields(self)} | {"config": tree}
+        del found["measures"]
+        if self.measures:
+            found["measures"] = {measure.name: describe(measure) for measure in self.measures}
         head = ("run", "sweep", "label", "choices", "config")
         dial = {key: tree[key] for key in ("k", "d_sae", "seed")}
         return {key: found[key] for key in head} | dial | found

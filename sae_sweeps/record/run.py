@@ -7,15 +7,6 @@ from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.config.options import RunConfig
 from sae_sweeps.record.folder import RunFolder
 
-FIGURES = (
-    *("l0", "l0_p5", "l0_median", "l0_p95", "l0_max", "fvu", "mse", "cosine", "dead_frac"),
-    *("underused_frac", "below_1e-4", "below_1e-5", "below_1e-6", "gamma", "gamma_centred"),
-    *("ce", "delta_ce", "kl", "ce_clean", "ce_zero", "ce_mean", "ce_recovered"),
-    *("ce_recovered_mean", "true_l0", "true_matched_cos", "true_max_cos", "true_recovered_frac"),
-)
-"""What `result.json` may hold as `metrics`: cross-entropies where there is a model, true figures
-where there is a known dictionary."""
-
 
 @dataclass(frozen=True)
 class Run:

@@ -19,7 +19,7 @@ from sae_sweeps.config.signature import build
 from sae_sweeps.engine import gemm
 from sae_sweeps.engine.acts import max_listed
 from sae_sweeps.errors import ConfigError, one_line
-from sae_sweeps.interfaces import Architecture, FineTune
+from sae_sweeps.interfaces import Architecture, FineTune, Measurement
 from sae_sweeps.record import checkpoint
 from sae_sweeps.record.identity import identity
 from sae_sweeps.record.result import Failure, Result, Row
@@ -33,6 +33,7 @@ from sae_sweeps.training.clock import Clock
 from sae_sweeps.training.evaluation import evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.listener import Listener
+from sae_sweeps.training.measurement import with_figures
 from sae_sweeps.training.trainer import new_trainer
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,11 @@ class Member:
     checkpoint; without one it starts afresh, and replaces what is there.
     """
 
-    def __init__(self, index: int, run: Run, stream: Stream, display: Listener) -> None:
+    def __init__(
+        self, index: int, run: Run, stream: Stream, measurement: Measurement, display: Listener
+    ) -> None:
         self.index, self.run, self.stream, self.display = index, run, stream, display
+        self.measurement = measurement
         config, device = run.config, stream.target.device
         sae = new_sae(config, stream.target.d_in, device)
         sae.initialise(torch.Generator().manual_seed(config.seed), stream.mean.cpu())
@@ -288,6 +292,7 @@ class Member:
         )
         self.stream.unscale(sae)
         results.write_weights(self.run, sae)
+        result = self._with_further_figures(result, sae)
         if not results.write_saelens(self.run, sae, target, result.metrics):
             self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)
         self.log.info("finished: %s", json.dumps(result.metrics))
@@ -295,6 +300,15 @@ class Member:
         self.files.finish(result)
         checkpoint.clear(self.files)
         self._close(result, result)
+
+    def _with_further_figures(self, result: Result, sae: Architecture) -> Result:
+        """Add those of `measure`; where they fail, a retry measures again and does not train."""
+        try:
+            return with_figures(result, self.measurement, sae, self.stream)
+        except Exception:
+            with suppress(OSError):
+                self._save()
+            raise
 
     def _close(self, outcome: Result | Exception, result: Result | None) -> None:
         self.outcome = outcome

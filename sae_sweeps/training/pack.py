@@ -11,6 +11,7 @@ import torch
 from sae_sweeps.config.history import outdated
 from sae_sweeps.engine import gemm
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.interfaces import Measurement
 from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Chunks, Harvest
@@ -18,6 +19,7 @@ from sae_sweeps.stream.live import Stream
 from sae_sweeps.system import interrupt
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training.listener import Listener
+from sae_sweeps.training.measurement import new_measurement
 from sae_sweeps.training.member import Member
 from sae_sweeps.training.remeasure import remeasured
 
@@ -41,17 +43,20 @@ def load(train: Sequence[Run], measure: Sequence[Run], display: Listener) -> "Pa
     torch.set_num_threads(config.threads)
     gemm.keep_memory()
     at_once = workers(device, config.threads)
+    measurement = new_measurement(config.nodes["measure"])
     with ThreadPoolExecutor(at_once) as pool:
         harvest = Harvest([run.config for run in (*train, *measure)], device, pool)
-    members = [_built(index, run, harvest, display) for index, run in enumerate(train)]
-    return Pack(list(train), members, list(measure), harvest, at_once, display)
+    members = [_built(index, run, harvest, measurement, display) for index, run in enumerate(train)]
+    return Pack(list(train), members, list(measure), harvest, measurement, at_once, display)
 
 
-def _built(index: int, run: Run, harvest: Harvest, display: Listener) -> Member | Exception:
+def _built(
+    index: int, run: Run, harvest: Harvest, measurement: Measurement, display: Listener
+) -> Member | Exception:
     try:
         if text := outdated(run.config.tree):
             raise ConfigError(f"{text}: {run.name} cannot go on; repeat its command to train anew.")
-        return Member(index, run, harvest.stream(run.config), display)
+        return Member(index, run, harvest.stream(run.config), measurement, display)
     except Exception as error:
         return error
 
@@ -65,11 +70,13 @@ class Pack:
         built: list[Member | Exception],
         finished: list[Run],
         harvest: Harvest,
+        measurement: Measurement,
         at_once: int,
         display: Listener,
     ) -> None:
         self.runs, self.built, self.finished = runs, built, finished
-        self.harvest, self.at_once, self.display = harvest, at_once, display
+        self.harvest, self.measurement = harvest, measurement
+        self.at_once, self.display = at_once, display
 
     @property
     def faults(self) -> list[Exception]:
@@ -98,7 +105,7 @@ class Pack:
     def measure(self, tracking: Tracking) -> list[Outcome]:
         """Measure the finished runs anew; what fails keeps the result that it has."""
         self.display.stage("measuring finished runs anew")
-        return [remeasured(run, self.harvest, tracking) for run in self.finished]
+        return [remeasured(run, self.harvest, self.measurement, tracking) for run in self.finished]
 
 
 def _open_and_train(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from safetensors.torch import load_file
 
-from sae_sweeps.interfaces import Architecture
+from sae_sweeps.interfaces import Architecture, Measurement
 from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.stream.harvest import Harvest
@@ -12,10 +12,13 @@ from sae_sweeps.stream.live import Stream
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.training import results
 from sae_sweeps.training.evaluation import evaluate
+from sae_sweeps.training.measurement import with_figures
 from sae_sweeps.training.member import new_sae
 
 
-def remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> Result | Exception:
+def remeasured(
+    run: Run, harvest: Harvest, measurement: Measurement, tracking: Tracking
+) -> Result | Exception:
     """Renew a finished run's result; where that fails, it keeps the one it has."""
     try:
         stream = harvest.stream(run.config)
@@ -24,6 +27,7 @@ def remeasured(run: Run, harvest: Harvest, tracking: Tracking) -> Result | Excep
         config = replace(run.config, measure_anew=False)
         result = replace(run.files.result(), **vars(evaluation), config=config)
         stream.unscale(sae)
+        result = with_figures(result, measurement, sae, stream)
         results.write_saelens(run, sae, stream.target, result.metrics)
         run.files.finish(result)
         tracking.open(run).finish(result)

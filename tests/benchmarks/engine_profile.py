@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_sweeps.engine import gemm, sparse
+from sae_sweeps.measure.none import NoMeasurement
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.training import trainer as training
 from sae_sweeps.training.member import Member
@@ -43,7 +44,7 @@ def member_of(case: Mapping[str, Any], method: str) -> Member:
     (run,) = runs_of({**case, "methods": [method]}, home)
     with ThreadPoolExecutor(1) as pool:
         harvest = Harvest([run.config], torch.device("cpu"), pool)
-    member = Member(0, run, harvest.stream(run.config), Quiet())
+    member = Member(0, run, harvest.stream(run.config), NoMeasurement(), Quiet())
     member.open(tracking_of(dict(case), home))
     return member
 

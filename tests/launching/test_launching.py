@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,48 @@ def test_finished_runs_are_measured_anew_on_demand(
     assert "0 runs to train, 2 to measure anew" in capsys.readouterr().out
     assert run("-m", "name=eval", "k=4,8") == 0
     assert len(trainer.measured) == 1 and "2 finished before" in capsys.readouterr().out
+
+
+GAP = '''
+"""A user's measure; nothing that plans a launch imports it."""
+raise RuntimeError("imported")
+
+
+class Gap:
+    def __init__(self, *, width: float) -> None: ...
+'''
+
+
+def test_another_measure_measures_anew_and_none_asks_for_nothing(
+    run: Callable[..., int],
+    trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "my_gap_module.py", GAP)
+    write(tmp_path / "mine/measure/gap.yaml", "_target_: my_gap_module.Gap\nwidth: 1.0\n")
+    words = ("--config-dir", "mine", "-m", "name=own", "k=4,8")
+    assert run(*words) == 0
+    capsys.readouterr()
+
+    def measure(runs: list[Run]) -> list[Any]:
+        for one in runs:
+            config = replace(one.config, measure_anew=False)
+            one.files.finish(replace(one.files.result(), config=config))
+        return [one.files.result() for one in runs]
+
+    trainer.measure = measure
+    todo = "0 runs to train, 2 to measure anew"
+    done = "0 runs to train, 2 finished before"
+    steps = [("measure=gap", todo), ("measure=gap", done), ("measure=none", done)]
+    steps += [("measure.width=2", todo), ("measure.width=2", done), ("measure=gap", todo)]
+    for word, expected in steps:
+        group = [] if word.startswith("measure=") else ["measure=gap"]
+        assert run(*words, *group, word) == 0
+        assert expected in capsys.readouterr().out, word
+    assert len(trainer.runs) == 2
+    assert run(*words, "measure=none,gap") == 1
+    assert "measure differs between points" in capsys.readouterr().err
 
 
 def test_runs_of_one_stream_share_a_pack(run: Callable[..., int], trainer: Trainer) -> None:

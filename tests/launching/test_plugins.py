@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from sae_sweeps.record.result import Result
-from sae_sweeps.record.run import FIGURES
-from tests.support.small import small_run, train
-
 SMALL = (
     *("tracking=off", "device=cpu", "d_sae=64", "k=4", "training.tokens=4096"),
     *("stream.batch_tokens=512", "stream.chunk_tokens=1024", "stream.calibration_tokens=1024"),
@@ -38,16 +34,6 @@ def sae_sweeps(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
-
-
-def test_objectives_are_named_as_results_name_their_figures(tmp_path: Path) -> None:
-    alone = small_run(tmp_path)
-    synthetic = small_run(tmp_path, "target_model=synthetic", "data=none")
-    found: set[str] = set()
-    for outcome in (*train(alone), *train(synthetic)):
-        assert isinstance(outcome, Result)
-        found |= outcome.metrics.keys()
-    assert found == set(FIGURES)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
+from sae_sweeps.measures import Column, Measure, Panel, describe
 from sae_sweeps.pareto import page as pages
 from sae_sweeps.pareto.frontier import frontier, matched, non_dominated
 from sae_sweeps.pareto.points import by_curve, read, settings
@@ -343,6 +344,26 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     hover = page.tab.locator("#pareto-0 .hoverlayer .hovertext").text_content() or ""
     assert "optimizer.lr: <b>x</b>" in hover
     assert page.tab.locator("#runs tbody tr").count() == len(results)
+    page.close()
+
+
+def test_a_figure_from_outside_has_a_panel_and_a_column(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    write_sweep(folder, ["relu", "topk"])
+    gap = Measure("gap", "<b>gap</b>", "%", panel=Panel(logarithmic=True), column=Column())
+    for path in sorted((folder / "runs").glob("relu*/result.json")):
+        content = json.loads(path.read_text())
+        content["metrics"] |= {"gap": 0.5}
+        path.write_text(json.dumps(content | {"measures": {"gap": describe(gap)}}))
+    printed(folder)
+    page = Opened(browser, folder / "report.html")
+    assert page.traces("pareto-3", "markers") == 1
+    title = page.tab.locator("#pareto-3 .gtitle").text_content()
+    assert title == "<b>gap</b>, %"  # neither is better
+    assert "log FVU, <b>gap</b>, %" in page.text("#controls")
+    cells = page.tab.locator("#runs tbody tr").all_inner_texts()
+    assert sum("0.5" in row.split() for row in cells) == 4
+    assert sum("\N{EN DASH}" in row.split() for row in cells) == 4
     page.close()
 
 

@@ -3,9 +3,11 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
@@ -18,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from sae_sweeps.config.options import RunConfig
+from sae_sweeps.measures import Column, Measure, Panel, describe
 from sae_sweeps.pareto import curves, similarity
 from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
 from sae_sweeps.pareto.points import RunPoint, Setting, by_curve, read, settings
@@ -561,6 +564,80 @@ def test_further_measures_are_shown_where_there_is_room(tmp_path: Path) -> None:
     assert "0.4321" not in wide and "kl" not in wide.split()
     assert {float(row["kl"]) for row in table(tmp_path)} == {0.4321}
     assert {float(row["gamma_centred"]) for row in table(tmp_path)} == {0.75}
+
+
+def describe_gap(folder: Path, **changed: Any) -> None:
+    """Give two runs of a sweep a figure from outside, as a measurement would leave it."""
+    panel = Panel(sane=(0.0, 2.0), logarithmic=True)
+    own = Measure("gap", "gap $to [b]truth", "nats", "lower", 10.0, panel=panel)
+    own = replace(own, column=Column("gap [b]", ".2f", note="no [i]markup"))
+    for number, path in enumerate(sorted((folder / "runs").glob("relu*/result.json"))[:2]):
+        content = json.loads(path.read_text())
+        content["metrics"] |= {"gap": 0.25 + number}
+        content["measures"] = {"gap": describe(own) | changed}
+        path.write_text(json.dumps(content))
+
+
+def test_figures_from_outside_are_shown_and_absent_where_they_are(tmp_path: Path) -> None:
+    write_sweep(tmp_path, ["relu", "topk"])
+    recorder = Recorder()
+    before = printed(tmp_path, tracking=recorder)
+    width, height = size_of(tmp_path / "pareto.png")
+    describe_gap(tmp_path)
+    text = printed(tmp_path, tracking=recorder)
+    assert "gap [b]" in text and "gap [b]: no [i]markup" in text
+    assert "2.50" in text and "12.50" in text  # in its unit
+    assert text.count(" - ") == before.count(" - ") + 6
+    assert [row["gap"] for row in table(tmp_path)].count("") == 6
+    plain, described = (set(summary.charts) for summary in recorder.summaries)
+    assert described == plain | {"gap"}
+    assert len(recorder.summaries[1].charts["gap"]["relu"][0]) == 2
+    assert size_of(tmp_path / "pareto.png") == (width * 4 // 3, height)
+    shown = content_of(tmp_path / "report.html")
+    assert shown["panels"][-1] == {
+        "measure": "gap",
+        "title": "gap $to [b]truth, nats",
+        "better": "lower",
+        "scale": 10.0,
+        "ranked": True,
+        "sane": [0.0, 2.0],
+        "logarithmic": True,
+    }
+    assert shown["columns"].index("gap") > shown["columns"].index("dead_frac")
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as image:
+        return image.size
+
+
+def test_a_wrong_description_is_told_of_its_run(tmp_path: Path) -> None:
+    write_sweep(tmp_path, ["relu", "topk"])
+    for wrong in ({"column": {"form": "four"}}, {"panel": {}}, {"panel": 3}):
+        describe_gap(tmp_path, **wrong)
+        text = printed(tmp_path)
+        assert text.count("unreadable") == 2 and len(table(tmp_path)) == 6
+
+
+def content_of(page: Path) -> dict[str, Any]:
+    """All that a page shows."""
+    [text] = re.findall(r'id="content">(.*?)</script>', page.read_text())
+    return json.loads(text)
+
+
+def test_the_picture_and_charts_have_what_synthetic_data_tell(tmp_path: Path) -> None:
+    write_sweep(tmp_path, ["relu"], measured=False)
+    for path in (tmp_path / "runs").glob("*/result.json"):
+        content = json.loads(path.read_text())
+        content["metrics"] |= {"true_recovered_frac": 0.625}
+        path.write_text(json.dumps(content))
+    recorder = Recorder()
+    printed(tmp_path, tracking=recorder)
+    drawn = ["fvu", "true_recovered_frac", "dead_frac"]
+    assert list(recorder.summaries[0].charts) == drawn
+    panels = content_of(tmp_path / "report.html")["panels"]
+    assert [panel["measure"] for panel in panels] == drawn
+    assert panels[1]["title"] == "true features recovered, %"
 
 
 def test_what_cannot_change_the_weights_parts_no_replicates() -> None:

@@ -3,6 +3,7 @@
 What a release may add is added to a copy of the package, and the sweeps are looked at again.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -247,6 +248,16 @@ ADDED: dict[str, list[tuple[str, str]]] = {
     "sae_sweeps/interfaces.py": [
         ("class Schedule(ABC)", "class Noise:\n    pass\n\n\nclass Schedule(ABC)")
     ],
+    "sae_sweeps/measures.py": [
+        (
+            '    Measure("mse", ',
+            '    Measure("l0_spread", "spread of L0", panel=Panel(), column=Column("L0 spread")),\n'
+            '    Measure("mse", ',
+        )
+    ],
+    "sae_sweeps/training/metrics.py": [
+        ('        "l0_p5": low,', '        "l0_spread": high - low,\n        "l0_p5": low,')
+    ],
 }
 NEW_FILES = {
     "sae_sweeps/noise.py": """
@@ -260,7 +271,7 @@ class Silent(Noise):
 """,
     "conf/noise/silent.yaml": "_target_: sae_sweeps.noise.Silent\nlevel: 0.0\n",
 }
-"""An option of a variant, of two sections and of the root, a section and a group."""
+"""An option of a variant, of two sections and of the root, a section, a group and a measure."""
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +315,26 @@ def test_what_is_added_trains_and_measures_nothing_anew(
     assert done.returncode == 0, done.stderr
     assert ": 0 runs to train, " in done.stdout and "measure" not in done.stdout
     assert stamps(study) == before
+
+
+@pytest.mark.slow
+def test_a_measure_that_is_added_is_absent_of_old_results_until_asked_for(
+    study: Path, release: Path
+) -> None:
+    words = [word for word in command(study, "six") if not word.startswith(("method=", "k="))]
+    words += ["method=topk", "tracking=off"]
+    done = released(release, study, *words, "k=2,3")
+    assert "six: 1 run to train, 1 finished before" in done.stdout, done.stderr
+    table = done.stdout.split("Sweep six")[1]
+    assert "L0 spread" in table
+    with (study / "outputs/six/pareto.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = [row for row in rows if row["l0_spread"]]
+    assert len(rows) == 13 and [row["k"] for row in told] == ["3.0"]
+    done = released(release, study, *words, "k=2", "measure_anew=true")
+    assert "six: 0 runs to train, 1 to measure anew" in done.stdout, done.stderr
+    with (study / "outputs/six/pareto.csv").open(newline="") as file:
+        assert sum(row["l0_spread"] != "" for row in csv.DictReader(file)) == 2
 
 
 @pytest.mark.slow

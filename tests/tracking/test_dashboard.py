@@ -10,6 +10,7 @@ import pytest
 import wandb
 
 from sae_sweeps.cli import commands
+from sae_sweeps.measures import Measure, Panel, describe
 from tests.support import fabricate
 from tests.support.wandb_backend import Backend
 
@@ -104,6 +105,28 @@ def test_a_workspace_shows_the_sweep(
     (found,) = runs["filters"]["filters"]
     assert (found["key"], found["op"]) == ({"section": "run", "name": "group"}, "=")
     assert found["value"] == "sweep" and runs["grouping"] == []
+
+
+def test_it_shows_what_the_results_have_besides(
+    tmp_path: Path, backend: Backend, call: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = tracked(tmp_path / "sweep", None, monkeypatch)
+    gap = Measure("gap", "gap", better="higher", panel=Panel())
+    result = fabricate.result(0) | {"measures": {"gap": describe(gap)}}
+    result["metrics"] |= {"gap": 1.0, "true_recovered_frac": 0.5}
+    fabricate.write(sweep / "runs/s0/result.json", result)
+    fabricate.write(sweep / "runs/torn/result.json", "{")
+    assert call(sweep)[0] == 0
+    (view,) = backend.views.values()
+    drawn = [(p["yAxis"], p.get("showMaxYAxisLine")) for p in panels(view, "Pareto curves")]
+    assert drawn == [
+        ("summary:final/fvu", None),
+        ("summary:final/ce_recovered", True),
+        ("summary:final/true_recovered_frac", True),
+        ("summary:final/dead_frac", None),
+        ("summary:final/gap", True),
+    ]
+    assert "pareto/gap_table" in json.dumps(panels(view, "Means over seeds")[4])
 
 
 def test_a_repetition_renews_it(

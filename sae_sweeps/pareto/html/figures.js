@@ -151,8 +151,11 @@ function paretoFigure(curves, styles, panel, options, axes) {
   const insane = values.filter((value) => value < panel.sane[0] || value > panel.sane[1]);
   const yaxis = axis("", logarithmic ? logTicks(values.map((value) => value * panel.scale)) : {});
   if (insane.length) Object.assign(yaxis, clipped(values, panel, logarithmic));
-  const hidden = insane.length ? `; ${insane.length} outside` : "";
-  const title = `<b>${plain(panel.title)}</b>  (${panel.better} is better${hidden})`;
+  const told = [
+    ...(panel.better ? [`${panel.better} is better`] : []),
+    ...(insane.length ? [`${insane.length} outside`] : []),
+  ];
+  const title = `<b>${plain(panel.title)}</b>${told.length ? `  (${told.join("; ")})` : ""}`;
   return { traces: [...steps, ...traces], layout: layout(title, l0Axis(l0s, axes.x), yaxis) };
 }
 

@@ -9,12 +9,9 @@ const state = {
   hidden: new Set(), // names of curves
   axes: { x: true, y: true },
   k: null,
-  training: "train/fvu",
+  training: Object.keys(content.training)[0],
   reference: null,
   sorted: { column: null, falling: false },
-};
-const TRAINING = {
-  "train/fvu": "FVU", "train/l0": "L0", "features/dead_frac": "dead fraction", "train/loss": "loss",
 };
 
 /** An element with properties and children; texts are texts, never HTML. */
@@ -84,8 +81,9 @@ function controls() {
   const filters = content.options.filter((key) => distinct(content.runs.map((run) => run.options[key])).length > 1);
   const toggle = (name, key) =>
     checkbox(name, true, (checked) => { state.axes[key] = checked; draw(); });
+  const logarithmic = content.panels.filter((panel) => panel.logarithmic).map((panel) => panel.title);
   place("controls").append(
-    groupBox(), ...filters.map(filterBox), toggle("log L0", "x"), toggle("log FVU", "y"),
+    groupBox(), ...filters.map(filterBox), toggle("log L0", "x"), toggle(`log ${logarithmic.join(", ")}`, "y"),
   );
 }
 
@@ -257,7 +255,7 @@ function distributions(curves, styles) {
   const ofK = curves.map((curve) => ({ ...curve, runs: curve.runs.filter((run) => run.row.k === state.k) }));
   place("dial").replaceChildren(
     choice("runs with k", ks, ks, state.k, (k) => { state.k = k; draw(); }),
-    choice("training curve of", Object.keys(TRAINING), Object.values(TRAINING), state.training, (name) => {
+    choice("training curve of", Object.keys(content.training), Object.values(content.training), state.training, (name) => {
       state.training = name;
       draw();
     }),
@@ -265,7 +263,7 @@ function distributions(curves, styles) {
   return [
     figureIn("density", densityFigure(ofK, styles)),
     figureIn("l0", l0Figure(ofK, styles)),
-    figureIn("training", trainingFigure(ofK, styles, state.training, TRAINING[state.training])),
+    figureIn("training", trainingFigure(ofK, styles, state.training, content.training[state.training])),
   ];
 }
 

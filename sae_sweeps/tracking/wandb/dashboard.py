@@ -9,6 +9,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 from sae_sweeps.errors import ConfigError, one_line
+from sae_sweeps.measures import CURVES, Measure, Panel, known
+from sae_sweeps.record.folder import SweepFolder
+from sae_sweeps.record.result import Result
 from sae_sweeps.system import files
 from sae_sweeps.tracking.wandb import offline, places
 from sae_sweeps.tracking.wandb.pending import logs
@@ -17,13 +20,6 @@ from sae_sweeps.tracking.wandb.server import Server
 RUNS_SHOWN = 100
 """In a panel of lines; W&B's own default is 10."""
 LEGEND = "${config:label}, k ${config:k}, seed ${config:seed}"
-FRONTIERS: dict[str, dict[str, bool]] = {
-    "fvu": {"log_y": True, "running_ymin": True},
-    "ce_recovered": {"running_ymax": True},
-    "dead_frac": {},
-}
-"""By measure how it is drawn over L0; the running extremum is the frontier of all runs."""
-TRAINING = ("train/fvu", "train/l0", "features/dead_frac")
 
 
 def require() -> None:
@@ -62,7 +58,7 @@ def save(folder: Path, name: str, project: str, entity: str, server: Server) -> 
             shown = ws.WorkspaceSettings(x_axis="tokens_seen", max_runs=RUNS_SHOWN)
             workspace = ws.Workspace(entity=entity, project=project, settings=shown)
         workspace.name = name
-        workspace.sections = _sections(ws)
+        workspace.sections = _sections(ws, _drawn(folder))
         workspace.runset_settings = ws.RunsetSettings(filters=[ws.Metric("Group") == name])
         workspace.save()
         url = f"{home}?{urlparse(workspace.url).query}"
@@ -92,47 +88,70 @@ def _kept(ws: Any, kept: Path, home: str) -> Any:
     return None
 
 
-def _sections(ws: Any) -> Sequence[Any]:
+def _drawn(folder: Path) -> list[tuple[Measure, Panel]]:
+    """Give what is drawn over L0: what sweeps usually have, and what else this one's results do."""
+    results = list[Result]()
+    for run in SweepFolder(folder).runs:
+        with suppress(OSError, ValueError):
+            results.append(run.result())
+    measured = {name for result in results for name in result.metrics}
+    return [
+        (measure, measure.panel)
+        for measure in known(measure for result in results for measure in result.measures)
+        if measure.panel is not None and (measure.panel.usual or measure.name in measured)
+    ]
+
+
+def _sections(ws: Any, drawn: Sequence[tuple[Measure, Panel]]) -> Sequence[Any]:
     wr: Any = importlib.import_module("wandb_workspaces.reports.v2")
     l0 = wr.SummaryMetric("final/l0")
     frontiers = [
         wr.ScatterPlot(
-            title=f"L0 against {measure}",
+            title=f"L0 against {measure.name}",
             x=l0,
-            y=wr.SummaryMetric(f"final/{measure}"),
+            y=wr.SummaryMetric(f"final/{measure.name}"),
             log_x=True,
             legend_template=LEGEND,
-            **how,
+            **_how(measure, panel),
         )
-        for measure, how in FRONTIERS.items()
+        for measure, panel in drawn
     ]
     lines = [
         wr.LinePlot(
-            title=metric,
+            title=measure.name,
             x="tokens_seen",
-            y=[metric],
-            log_y=metric == "train/fvu",
+            y=[measure.name],
+            log_y=curve.logarithmic,
             legend_template=LEGEND,
             max_runs_to_show=RUNS_SHOWN,
         )
-        for metric in TRAINING
+        for measure, curve in CURVES
+        if curve.mirrored
     ]
     return [
         ws.Section(name="Pareto curves", panels=frontiers, is_open=True),
-        ws.Section(name="Means over seeds", panels=_of_the_summary(wr), is_open=True),
+        ws.Section(name="Means over seeds", panels=_of_the_summary(wr, drawn), is_open=True),
         ws.Section(name="Training", panels=lines, is_open=True),
     ]
 
 
-def _of_the_summary(wr: Any) -> Sequence[Any]:
+def _how(measure: Measure, panel: Panel) -> dict[str, bool]:
+    """Tell how it is drawn; the running extremum is the frontier of all runs."""
+    logarithmic = {"log_y": True} if panel.logarithmic else {}
+    if not measure.ranked:
+        return logarithmic
+    return logarithmic | {"running_ymax" if measure.better == "higher" else "running_ymin": True}
+
+
+def _of_the_summary(wr: Any, drawn: Sequence[tuple[Measure, Panel]]) -> Sequence[Any]:
     """Give what the sweep's summary run shows: its line charts and its picture."""
     charts = [
         wr.CustomChart(
-            query={"summaryTable": {"tableKey": f"pareto/{measure}_table"}},
+            query={"summaryTable": {"tableKey": f"pareto/{measure.name}_table"}},
             chart_name="wandb/lineseries/v0",
             chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
-            chart_strings={"title": f"L0 against {measure}", "xname": "l0"},
+            chart_strings={"title": f"L0 against {measure.name}", "xname": "l0"},
         )
-        for measure in FRONTIERS
+        for measure, _ in drawn
     ]
     return [*charts, wr.MediaBrowser(title="pareto.png", media_keys=["pareto"])]
