@@ -132,7 +132,7 @@ def test_rules_are_for_their_own_class(
     words = [f"{group}=other" for group in OTHERS]
     assert run("--config-dir", "mine", *words) == 0
     [only] = trainer.runs
-    assert only.config["architecture"]["fractions"] == [2.0, 3.0]
+    assert only.config.nodes["architecture"]["fractions"] == [2.0, 3.0]
 
 
 def test_it_is_found_by_the_console_script(mine: Path, tmp_path: Path) -> None:

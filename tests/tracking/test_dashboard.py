@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Called:
 
 def tracked(folder: Path, entity: str | None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep of one run with `tracking=wandb`."""
-    config = {**fabricate.config(0).tree, "tracking": {"project": "saes", "entity": entity}}
+    nodes = fabricate.config(0).nodes | {"tracking": {"project": "saes", "entity": entity}}
+    config = replace(fabricate.config(0), nodes=nodes)
     with monkeypatch.context() as patch:
         patch.setattr(fabricate, "config", {0: config}.__getitem__)
         return fabricate.sweep(folder, [None])

@@ -609,7 +609,7 @@ def test_what_wandb_was_never_told_comes_from_the_runs_folders(
     (sweep.run(3).folder / "failed.json").write_text('{"error": "NaN"}')
     for number in (1, 2, 3, 4):
         with (sweep.run(number).folder / "metrics.jsonl").open("a") as file:
-            file.writelines(json.dumps(attempt_row(index, 5)) + "\n" for index in range(21, 31))
+            file.writelines(f"{attempt_row(index, 5).line}\n" for index in range(21, 31))
     for log in sweep.logs("s2"):
         shutil.rmtree(log.parent)
         backend.runs.pop(sweep.id(2), None)
@@ -685,7 +685,7 @@ def test_what_cannot_be_completed_is_told_and_repeated(
     for log in sweep.logs():
         shutil.rmtree(log.parent)
     with (sweep.run(0).folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(attempt_row(21, 5)) + "\n")
+        file.write(f"{attempt_row(21, 5).line}\n")
     backend.refuse = lambda name: 403 if "file_stream" in name and sweep.id(0) in name else None
     code, line, complaints = uploaded(sweep.folder)
     assert (code, line) == (1, "sweep: W&B runs: 1 completed from the runs' folders, 1 failed")
