@@ -61,7 +61,7 @@ Node = dict[str, Any]
 
 def config_of(base: Config, node: Node, **stream: Any) -> Config:
     """The same for another target model, on drawn tokens."""
-    data = {"_target_": "families.Drawn", "context": CONTEXT, "train": 200, "held_out": 30}
+    data = {"_target_": "tests.support.families.Drawn", "context": CONTEXT, "train": 200, "held_out": 30}
     evaluation = base["evaluation"] | {"tokens": TOKENS, "ce_tokens": 0}
     given = base["stream"] | {"calibration_tokens": 300, "repeat": True} | stream
     groups = {"target_model": node, "data": data, "stream": given, "evaluation": evaluation}
