@@ -241,7 +241,7 @@ BUDGETS = "stream.batch_tokens=512"
 @pytest.mark.parametrize(
     ("engine", "steps", "piece"),
     [
-        ("auto", 200, PIECE),  # from dense to sparse where a penalty rules
+        ("auto", 100, PIECE),  # from dense to sparse where a penalty rules
         ("dense", 20, PIECE),
         ("sparse", 20, 1024),
     ],
@@ -253,7 +253,7 @@ def test_steps_are_the_same_bit_for_bit_alone_and_packed(
     monkeypatch.setattr("sae_sweeps.engine.pre_acts.PIECE", piece)
     monkeypatch.setattr("sae_sweeps.engine.pre_acts.TOKENS", 8)
     tokens = steps * BATCH_OF_RUNS
-    also = [*LONG, *MADE, f"training.tokens={tokens}", f"engine={engine}"]
+    also = [*LONG, *MADE, f"training.tokens={tokens}", f"engine={engine}", "optimizer.lr=3e-3"]
 
     def two(*_: object) -> int:
         return 2
@@ -263,6 +263,8 @@ def test_steps_are_the_same_bit_for_bit_alone_and_packed(
         patch.setattr("sae_sweeps.training.pack.workers", two)
         patch.setattr("sae_sweeps.engine.gemm.LENT_FROM", 1)
         assert all(isinstance(outcome, dict) for outcome in train(*packed))
+    paths = [set(paths_logged(run)) for run in packed]
+    assert ({0.0, 1.0} in paths) == (engine == "auto")
     for run, alone in zip(packed, runs_of_all_methods(tmp_path / "alone", *also), strict=True):
         with unchecked():
             [outcome] = train(alone)

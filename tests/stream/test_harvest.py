@@ -32,7 +32,7 @@ from sae_sweeps.training import pack
 from sae_sweeps.training.member import Member
 from sae_sweeps.training.pack import train_pack
 from sae_sweeps.training.remeasure import remeasure_pack
-from tests.support.families import CPU, LAYERS, save
+from tests.support.families import CPU, LAYERS, Drawn, save
 from tests.support.interrupting import OFTEN, Interrupted, Interrupting
 from tests.support.runs import assert_equal_runs
 from tests.support.small import Quiet, small_run, train
@@ -61,7 +61,8 @@ Node = dict[str, Any]
 
 def config_of(base: Config, node: Node, **stream: Any) -> Config:
     """The same for another target model, on drawn tokens."""
-    data = {"_target_": "tests.support.families.Drawn", "context": CONTEXT, "train": 200, "held_out": 30}
+    drawn = f"{Drawn.__module__}.{Drawn.__qualname__}"
+    data = {"_target_": drawn, "context": CONTEXT, "train": 200, "held_out": 30}
     evaluation = base["evaluation"] | {"tokens": TOKENS, "ce_tokens": 0}
     given = base["stream"] | {"calibration_tokens": 300, "repeat": True} | stream
     groups = {"target_model": node, "data": data, "stream": given, "evaluation": evaluation}

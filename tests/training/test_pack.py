@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.record.run import Run
 from sae_sweeps.system import files
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import results
