@@ -2,10 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from numpy.typing import NDArray
+
+from sae_sweeps.embedded import load_tokens
 
 torch.set_num_threads(1)
 
@@ -22,6 +28,21 @@ def no_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def text_unpacked_once() -> Iterator[None]:
+    """The embedded text stays in memory: to unpack it is a third of what a small run costs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sae_sweeps.data.embedded.load_tokens", cache(_kept))
+        yield
+
+
+def _kept(split: Literal["train", "held_out"]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """What many runs share, and none can change."""
+    ids, starts = load_tokens(split)
+    ids.flags.writeable = starts.flags.writeable = False
+    return ids, starts
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,5 +1,6 @@
 """Penalties and nested losses: naive references, invariances, and a toy trained for real."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cache
@@ -28,6 +29,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Allocator, Architecture, Progress, Step
 from sae_sweeps.resampling.none import NoResampling
 from tests.support.small import pre_acts_of, small_run, trainer_of
+from tests.support.unchecked import unchecked
 
 torch.set_num_threads(1)
 
@@ -68,6 +70,11 @@ def dead() -> Tensor:
 
 def trained(option: str, allocator: str, **changed: Any) -> Architecture:
     """An SAE whose allocator has seen a few batches."""
+    return copy.deepcopy(_trained(option, allocator, **changed))
+
+
+@cache
+def _trained(option: str, allocator: str, **changed: Any) -> Architecture:
     sae = sae_of(option, allocator, **changed).train()
     for index in range(20):
         sae.observe(sae(batch_of(index), dead()), Progress((index + 1) * BATCH, 10**6, 1e-3))
@@ -533,8 +540,9 @@ def toy(option: str, x: Tensor = MAGNITUDES, **changed: Any) -> tuple[Architectu
     )
     parts = sae, NoAux(3, 1), NoResampling(3, 1), training
     trainer = trainer_of(*parts, decay_tokens=STEPS * len(x) // 2, adam={"lr": 2e-2})
-    for _ in range(STEPS):
-        trainer.step(batch, wanted=False)
+    with unchecked():
+        for _ in range(STEPS):
+            trainer.step(batch, wanted=False)
     norm = sae.W_dec.norm()
     assert (sae.W_dec[0] @ direction / norm).item() == pytest.approx(1, abs=1e-3)
     acts = sae.eval()(batch, torch.zeros(1, dtype=torch.bool)).acts.dense()[:, 0]

@@ -24,6 +24,7 @@ from sae_sweeps.record.manifest import Pack
 from sae_sweeps.system import cluster, files
 from tests.support.fabricate import Slurm, finish, held, launch, result, rows, sweep, write
 from tests.support.places import ROOT
+from tests.support.unchecked import unchecked
 
 
 def states(folder: Path) -> list[str]:
@@ -411,15 +412,36 @@ def test_what_is_no_sweep_is_refused_in_one_line(
         assert line.startswith("sae-sweeps: ") and line.endswith("it has no sweep.json.")
 
 
-def test_two_hundred_runs_are_read_in_half_a_second(tmp_path: Path, slurm: Slurm) -> None:
+def test_two_hundred_runs_cost_less_than_half_of_reading_all_their_rows(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    """Half a second on a quiet machine, and compared with work done in the same moment on any."""
     folder = sweep(tmp_path / "a", [f"7_{i}" for i in range(200)])
     slurm.queue(*(f"7_{i}|RUNNING|n1|0|" for i in range(200)))
     for seed in range(200):
         write(folder / f"runs/s{seed}/metrics.jsonl", rows(*range(1, 500)))
     finish(folder, *range(0, 200, 2))
-    begun = time.process_time()
-    assert states(folder) == ["done", "running"] * 100
-    assert time.process_time() - begun < 0.5
+
+    def all_rows() -> None:
+        for path in folder.glob("runs/*/metrics.jsonl"):
+            for line in path.read_text().splitlines():
+                json.loads(line)
+
+    def judged() -> None:
+        assert states(folder) == ["done", "running"] * 100
+
+    assert least_cost(judged) < least_cost(all_rows) / 2
+
+
+def least_cost(work: Callable[[], None]) -> float:
+    """The least CPU seconds of three tries, as users pay them: no types are checked."""
+    costs: list[float] = []
+    for _ in range(3):
+        begun = time.process_time()
+        with unchecked():
+            work()
+        costs.append(time.process_time() - begun)
+    return min(costs)
 
 
 def test_status_starts_quickly_and_loads_nothing_heavy(tmp_path: Path) -> None:

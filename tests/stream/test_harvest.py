@@ -34,7 +34,7 @@ from sae_sweeps.tracking.off import Off
 from sae_sweeps.training import pack
 from sae_sweeps.training.member import Member
 from sae_sweeps.training.pack import load
-from tests.support.families import CPU, LAYERS, save
+from tests.support.families import CPU, LAYERS, Drawn, save
 from tests.support.interrupting import OFTEN, Interrupted, Interrupting
 from tests.support.runs import assert_equal_runs
 from tests.support.small import Quiet, measure, small_run, train, train_pack
@@ -63,12 +63,8 @@ Node = dict[str, Any]
 
 def config_of(base: RunConfig, node: Node, **stream: Any) -> RunConfig:
     """The same for another target model, on drawn tokens."""
-    data = {
-        "_target_": "tests.support.families.Drawn",
-        "context": CONTEXT,
-        "train": 200,
-        "held_out": 30,
-    }
+    drawn = f"{Drawn.__module__}.{Drawn.__qualname__}"
+    data = {"_target_": drawn, "context": CONTEXT, "train": 200, "held_out": 30}
     evaluation = replace(base.evaluation, tokens=TOKENS, ce_tokens=0)
     given = replace(base.stream, **{"calibration_tokens": 300, "repeat": True} | stream)
     nodes = base.nodes | {"target_model": node, "data": data}

@@ -23,7 +23,7 @@ from tests.support.wandb_place import LIMITS, MAIN, SOON, WORDS, Place
 
 __all__ = ["launches"]  # a fixture
 
-pytestmark = pytest.mark.xdist_group("launches")
+pytestmark = pytest.mark.xdist_group("tracking")
 
 BRIEF, LONG = "training.tokens=16384", "training.tokens=196608"
 """Of some seconds where something is to happen midway."""

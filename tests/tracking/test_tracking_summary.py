@@ -15,7 +15,7 @@ from tests.support.wandb_place import MAIN, SOON, WORDS, Place
 
 __all__ = ["launches"]  # a fixture
 
-pytestmark = pytest.mark.xdist_group("launches")
+pytestmark = pytest.mark.xdist_group("tracking")
 
 PACKS = [*WORDS, "training.tokens=98304", "stream.seed=0,1,2"]
 """Three packs of two runs."""

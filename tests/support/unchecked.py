@@ -1,0 +1,21 @@
+"""Long trainings without the checks of shapes and types, which the same code passes elsewhere."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import jaxtyping
+
+
+@contextmanager
+def unchecked() -> Generator[None]:
+    """Call annotated functions as they are, as users do.
+
+    A small step costs two or three times as much with its checks, and the thousandth finds nothing
+    that the first does not: for tests of what many steps lead to, where others take single ones.
+    """
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
