@@ -14,6 +14,7 @@ from sae_sweeps.launching.writer import Writer
 from sae_sweeps.record.plan import Plan
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import interrupt
+from sae_sweeps.tracking.interface import Tracking
 
 if TYPE_CHECKING:
     from sae_sweeps.launching.progress import Display
@@ -73,11 +74,8 @@ class Local(PlanLauncher):
         with Messages(display):  # to the end, since a tracker may have trouble with its last rows
             try:
                 with display:
-                    if packs:
-                        first = Work(packs[0], anew=plan.aside)
-                        first.load_first(display)
-                        self._begin(plan, writer)
-                        outcomes |= first.do(tracking)
+                    for pack in packs[:1]:
+                        outcomes |= self._first(plan, pack, writer, tracking, display)
                     for pack in packs[1:]:
                         renew_report(plan.folder, tracking)
                         outcomes |= work(pack, tracking, display)
@@ -87,6 +85,15 @@ class Local(PlanLauncher):
                 raise
             tracking.close()
         return outcomes
+
+    def _first(
+        self, plan: Plan, pack: list[Run], writer: Writer, tracking: Tracking, display: "Display"
+    ) -> dict[str, Outcome]:
+        """Do the first pack, which refuses the launch if it cannot be loaded."""
+        first = Work(pack, anew=plan.aside)
+        first.load_first(display)
+        self._begin(plan, writer)
+        return first.do(tracking)
 
     def _apart(
         self, plan: Plan, writer: Writer, devices: list[str | None]

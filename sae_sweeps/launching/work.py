@@ -64,7 +64,9 @@ class Work:
             for fault in self.pack.faults if self.pack else ():
                 raise fault
         except Exception as error:
-            raise _worded(error) from error
+            if text := _lack_of_memory(error):
+                raise ConfigError(text) from error
+            raise
 
     def do(self, tracking: Tracking) -> dict[str, Outcome]:
         """Train and measure what was loaded; outcomes by the run's name."""
@@ -110,14 +112,14 @@ def work(pack: Sequence[Run], tracking: Tracking, display: "Display") -> dict[st
     return left.do(tracking)
 
 
-def _worded(error: Exception) -> Exception:
-    """Word a lack of memory, which nothing is written for; other errors are as they are."""
+def _lack_of_memory(error: Exception) -> str:
+    """Word a lack of memory; nothing for another error."""
     tried = re.search(r"(?i)(tried|unable) to allocate ([\d.]+ \w+)", str(error))
     if not isinstance(error, MemoryError) and not tried:
-        return error
+        return ""
     size = f" {tried[2]} more" if tried else ""
     text = f"the first runs do not fit into memory, which cannot give{size or ' enough'}"
-    return ConfigError(f"{text}: d_sae, a chunk or the target model is too large.")
+    return f"{text}: d_sae, a chunk or the target model is too large."
 
 
 def record(run: Run, error: Exception) -> Exception:

@@ -121,30 +121,28 @@ def make_plan(
     busy = {run.name: under_way[run.name] for run in known.values() if run.name in under_way}
     aside = [run for run in known.values() if force and run.folder.exists()]
     groups = list(packs.values()), list(remeasured.values())
-    todo = {run.name for pack in packs.values() for run in pack}
-    new = [point for point, run in zip(points, runs, strict=True) if run.name in todo]
-    changed = _changed(new, before)
+    changed = _changed([run for pack in packs.values() for run in pack], before)
     return Plan(name, folder, points, runs, finished, *groups, busy, aside, changed, launch)
 
 
-def _changed(new: Iterable[Point], before: Iterable[Point]) -> dict[str, tuple[Any, Any]]:
+def _changed(runs: Iterable[Run], before: Iterable[Point]) -> dict[str, tuple[Any, Any]]:
     """Find what a default or an algorithm that has changed makes other than it was.
 
-    Points are compared that were typed alike.
+    Runs are compared with points that were typed alike.
     """
-    there = {_words(point): point.config for point in before}
+    there = {_words(point.overrides): point.config for point in before}
     found: dict[str, tuple[Any, Any]] = {}
-    for point in new:
-        was = dict(walk(acting(there.get(_words(point), point.config).tree)))
-        now = dict(walk(acting(point.config.tree)))
+    for run in runs:
+        was = dict(walk(acting(there.get(_words(run.overrides), run.config).tree)))
+        now = dict(walk(acting(run.config.tree)))
         for path in (path for path in [*was, *now] if was.get(path) != now.get(path)):
             found.setdefault(path, (was.get(path), now.get(path)))
     return found
 
 
-def _words(point: Point) -> frozenset[str]:
+def _words(overrides: Iterable[str]) -> frozenset[str]:
     """What was typed, or stood in the sweep's file, of what can change weights."""
-    words = [moved(word).lstrip("+") for word in point.overrides]
+    words = [moved(word).lstrip("+") for word in overrides]
     return frozenset(w for w in words if w.partition("=")[0].split(".")[0] not in NOT_ACTING)
 
 

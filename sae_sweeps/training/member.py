@@ -236,7 +236,7 @@ class Member:
         try:
             self.files.fail(Failure(line, self.trainer.tokens))
         except OSError as disk:  # a full one may be why the run failed; the others go on
-            logger.warning("%s: failed.json is not written: %s", self.run.name, disk)
+            logger.warning("%s: its failure is not written: %s", self.run.name, disk)
         self._close(error, None)
 
     def _train(self, batch: Float[Tensor, "batch d_in"]) -> None:
