@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal, final
 from annotated_types import Ge, Gt, Lt
 
 from sae_sweeps.data import documents
-from sae_sweeps.data.token_rows import Packing, packed_rows
+from sae_sweeps.data.token_rows import RowOptions, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
 from sae_sweeps.marks import Idle
 
 
 @final
 class Hub(Data):
-    """Rows of a column's values, in the data set's own order, packed once (see `packing`).
+    """Rows of a column's values, in the data set's own order, packed once (see `token_rows`).
 
     `dataset` may also be a folder. Once packed, neither network nor data set is needed; a
     `revision` of None is then whatever was the newest. `streaming` changes no row.
@@ -41,7 +41,7 @@ class Hub(Data):
             **{"dataset": dataset, "config": config, "split": split, "column": column},
             **{"revision": revision, "streaming": streaming},
         }
-        self.packing = Packing(
+        self.given = RowOptions(
             context_tokens=context_tokens,
             separator=separator,
             held_out_share=held_out_share,
@@ -59,5 +59,5 @@ class Hub(Data):
     def rows(self, split: Split, tokenizer: Any) -> Rows:
         source = documents.hub_source(self.node)
         return packed_rows(
-            split, tokenizer, self.packing, source, lambda: documents.of_data_set(self.node)
+            split, tokenizer, self.given, source, lambda: documents.of_data_set(self.node)
         )

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, final
 from annotated_types import Ge, Gt, Lt
 
 from sae_sweeps.data import documents
-from sae_sweeps.data.token_rows import Packing, packed_rows
+from sae_sweeps.data.token_rows import RowOptions, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
 
 
 @final
 class Text(Data):
-    """Rows of the documents under `path`, packed once (see `packing`).
+    """Rows of the documents under `path`, packed once (see `token_rows`).
 
     A document is a value of `column`, or what `sample_by` says of a text file. Files are told
     from changed ones by path, size and time of change.
@@ -34,7 +34,7 @@ class Text(Data):
         held_out_tokens: Annotated[int | None, Ge(1)],
     ) -> None:
         self.path, self.column, self.sample_by = path, column, sample_by
-        self.packing = Packing(
+        self.given = RowOptions(
             context_tokens=context_tokens,
             separator=separator,
             held_out_share=held_out_share,
@@ -53,6 +53,4 @@ class Text(Data):
         files = documents.fingerprint(documents.text_files(self.path))
         source = {"files": files, "column": self.column, "sample_by": self.sample_by}
         given = self.path, self.column, self.sample_by
-        return packed_rows(
-            split, tokenizer, self.packing, source, lambda: documents.of_files(*given)
-        )
+        return packed_rows(split, tokenizer, self.given, source, lambda: documents.of_files(*given))

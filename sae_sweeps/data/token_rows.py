@@ -37,7 +37,7 @@ SPLITS: tuple[Split, Split] = get_args(Split)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
+class RowOptions:
     """How documents become rows; every field rules them."""
 
     context_tokens: int
@@ -127,7 +127,7 @@ def _pieces(text: str) -> Iterator[str]:
 def packed_rows(
     split: Split,
     tokenizer: Any,
-    packing: Packing,
+    given: RowOptions,
     source: dict[str, Any],
     documents: Callable[[], Iterable[str]],
 ) -> Rows:
@@ -142,14 +142,14 @@ def packed_rows(
     """
     bos = first_token(tokenizer)
     rules: dict[str, Any] = {"format": token_cache.FORMAT, "source": source}
-    rules |= {"packing": asdict(packing), "tokenizer": tokenizer_hash(tokenizer)}
+    rules |= {"packing": asdict(given), "tokenizer": tokenizer_hash(tokenizer)}
     folder = token_cache.root() / digest(rules)[:32]
     manifest = token_cache.whole(folder)
     if manifest is None:
         with token_cache.held(folder), token_cache.writing():
             manifest = token_cache.whole(folder)  # somebody may have packed them meanwhile
             if manifest is None:
-                build = _Build(folder, tokenizer, packing, bos)
+                build = _Build(folder, tokenizer, given, bos)
                 with closing(build):
                     manifest = build.run(documents(), rules)
     sha256 = manifest["splits"][split]["sha256"]
@@ -159,11 +159,11 @@ def packed_rows(
 class _Build:
     """One folder's matrices in the making; what an earlier process committed is gone on with."""
 
-    def __init__(self, folder: Path, tokenizer: Any, packing: Packing, bos: int) -> None:
-        self.folder, self.tokenizer, self.packing = folder, tokenizer, packing
+    def __init__(self, folder: Path, tokenizer: Any, given: RowOptions, bos: int) -> None:
+        self.folder, self.tokenizer, self.given = folder, tokenizer, given
         eos = _special(tokenizer.eos_token_id, bos)
-        self.before = [bos] if packing.separator == "bos" else []
-        self.after = [eos] if packing.separator == "eos" else []
+        self.before = [bos] if given.separator == "bos" else []
+        self.after = [eos] if given.separator == "eos" else []
         progress: dict[str, Any] = token_cache.resumable(folder, SPLITS) or {
             "documents": 0,
             "texts": 0,
@@ -171,7 +171,7 @@ class _Build:
             "held_out": START,
         }
         self.documents, self.texts = int(progress["documents"]), int(progress["texts"])
-        dtype, seq = dtype_of(tokenizer), packing.context_tokens
+        dtype, seq = dtype_of(tokenizer), given.context_tokens
         self.matrices: dict[Split, Matrix] = {}
         for split in SPLITS:
             self.matrices[split] = Matrix(
@@ -179,7 +179,7 @@ class _Build:
                 dtype,
                 seq=seq,
                 bos=bos,
-                wanted=packing.rows_wanted(split),
+                wanted=given.rows_wanted(split),
                 state=progress[split],
             )
         self.committed = time.monotonic()
@@ -213,7 +213,7 @@ class _Build:
         self.documents += len(batch)
         texts = [text for text in batch if text and not text.isspace()]
         self.texts += len(texts)
-        owners = [self.matrices[self.packing.split_of(text)] for text in texts]
+        owners = [self.matrices[self.given.split_of(text)] for text in texts]
         open_ = [(text, own) for text, own in zip(texts, owners, strict=True) if not own.full]
         encoded = _encode(self.tokenizer, [text for text, _ in open_])
         for (_, own), ids in zip(open_, encoded, strict=True):
@@ -234,7 +234,7 @@ class _Build:
         if not self.texts:
             raise ConfigError(f"data: its {self.documents} documents hold no text.")
         for split, matrix in self.matrices.items():
-            asked = getattr(self.packing, f"{split}_tokens")
+            asked = getattr(self.given, f"{split}_tokens")
             if asked is not None and not matrix.full:
                 raise ConfigError(
                     f"data.{split}_tokens is {asked}: the data hold {matrix.tokens} such tokens. "
@@ -243,8 +243,8 @@ class _Build:
             if not matrix.rows:
                 raise ConfigError(
                     f"data: {self.texts} documents fill no {split} row of data.context_tokens, "
-                    f"which is {self.packing.context_tokens}, with data.held_out_share "
-                    f"{self.packing.held_out_share:g} of them held out: more and smaller documents "
+                    f"which is {self.given.context_tokens}, with data.held_out_share "
+                    f"{self.given.held_out_share:g} of them held out: more and smaller documents "
                     "help (data.sample_by), or another share."
                 )
 

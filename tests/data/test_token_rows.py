@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_sweeps.data import token_cache
 from sae_sweeps.data import token_rows as module
-from sae_sweeps.data.token_rows import SPLITS, Packing, packed_rows
+from sae_sweeps.data.token_rows import SPLITS, RowOptions, packed_rows
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split
 from sae_sweeps.system import interrupt
@@ -52,15 +52,15 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "tokens"
 
 
-def options(**changed: Any) -> Packing:
+def options(**changed: Any) -> RowOptions:
     given: dict[str, Any] = {
         **{"context_tokens": 16, "separator": "bos", "held_out_share": 0.3},
         **{"train_tokens": None, "held_out_tokens": None},
     }
-    return Packing(**given | changed)
+    return RowOptions(**given | changed)
 
 
-def pack(documents: Callable[[], Any], packing: Packing, using: Any = None) -> Rows:
+def pack(documents: Callable[[], Any], packing: RowOptions, using: Any = None) -> Rows:
     source = {"name": "these"}
 
     def of(split: Split) -> list[list[int]]:
@@ -70,7 +70,7 @@ def pack(documents: Callable[[], Any], packing: Packing, using: Any = None) -> R
     return {split: of(split) for split in SPLITS}
 
 
-def naive(documents: list[str], packing: Packing) -> Rows:
+def naive(documents: list[str], packing: RowOptions) -> Rows:
     """All of a split's ids in one list, cut into rows."""
     streams: dict[Split, list[int]] = {"train": [], "held_out": []}
     for text in filter(str.strip, documents):
@@ -98,9 +98,9 @@ def killed_at(documents: list[str], at: int) -> Iterator[str]:
 
 
 @st.composite
-def packings(draw: st.DrawFn) -> Packing:
+def packings(draw: st.DrawFn) -> RowOptions:
     budget = st.none() | st.integers(1, 40) | st.integers(1, 400)
-    return Packing(
+    return RowOptions(
         context_tokens=draw(st.integers(3, 9)),
         separator=draw(st.sampled_from(("bos", "eos", "none"))),
         held_out_share=draw(st.sampled_from((0.2, 0.5, 0.8))),
@@ -131,7 +131,7 @@ def test_rows_of_some_text_are_the_naive_ones(separator: str, context_tokens: in
     sizes=st.lists(st.sampled_from((1, 30, 10**6)), min_size=4, max_size=4),
 )
 def test_rows_are_the_naive_ones(
-    documents: list[str], packing: Packing, kills: list[int], sizes: list[int]
+    documents: list[str], packing: RowOptions, kills: list[int], sizes: list[int]
 ) -> None:
     """Whatever the batches are, and wherever a build was ended, and under other batches."""
     wanted = naive(documents, packing)
