@@ -450,7 +450,7 @@ def test_training_in_bfloat16_ends_near_float32s(
     also = [
         f"allocator={allocator}",
         f"engine={engine}",
-        "training.tokens=8192",
+        "training.tokens=16384",
         "stream.batch_tokens=1024",
         "evaluation.ce_tokens=0",
     ]
