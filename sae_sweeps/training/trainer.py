@@ -149,7 +149,9 @@ def update(
     Where the decoder is trained and its rows are to have unit norm, they keep it throughout.
     """
     W_dec = sae.W_dec
-    constrained = sae.unit_norm and W_dec.grad is not None
+    # A phase that leaves the decoder as it is may pass a gradient through it all the same.
+    trained = any(parameter is W_dec for parameter in optimizer.trained)
+    constrained = sae.unit_norm and trained and W_dec.grad is not None
     if constrained and W_dec.grad is not None:
         # A few rows at a time, whose products are still in a cache when they are summed.
         for grads, rows in zip(W_dec.grad.split(ROWS), W_dec.split(ROWS), strict=True):

@@ -4,26 +4,27 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from sae_sweeps.embedded import MODEL
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fine_tune.kl import KL
 from sae_sweeps.fine_tune.scale import Scale
-from sae_sweeps.interfaces import Architecture, Progress
+from sae_sweeps.interfaces import Architecture, Divergence, FineTune, Progress, Step
 from sae_sweeps.record.result import Result
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.stream.live import Stream, in_order
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.member import new_sae
-from sae_sweeps.training.trainer import Trainer, new_trainer
+from sae_sweeps.training.trainer import Trainer, new_trainer, squared_error
 from tests.support.places import CONF
 from tests.support.small import small_run, train
 from tests.support.unchecked import unchecked
@@ -143,6 +144,39 @@ def test_scale_undoes_the_shrinkage_of_one_feature(tmp_path: Path) -> None:
     with torch.no_grad():
         mended = (sae.eval()(x, torch.zeros(1, dtype=torch.bool)).recon[0] @ direction[0]).item()
     assert mended == pytest.approx(1.0, abs=0.01)
+
+
+# --- Another -------------------------------------------------------------------------------
+
+
+class Bias(FineTune):
+    """Trains the pre-bias alone, and lets its loss reach all the rest."""
+
+    whole_contexts: ClassVar[bool] = False
+    tokens = 64
+    lr = 0.1
+
+    def begin(self, sae: Architecture) -> list[nn.Parameter]:
+        return [sae.b_dec]
+
+    def forward(
+        self, sae: Architecture, x: Tensor, dead: Tensor, divergence: Divergence | None
+    ) -> tuple[Step, Tensor]:
+        step = sae(x, dead)
+        return step, squared_error(step)
+
+
+def test_what_a_phase_does_not_train_stays_to_the_last_bit(tmp_path: Path) -> None:
+    """Else rows of the decoder, which have a gradient, would be given unit norm once more."""
+    sae = sae_of(tmp_path, "method=relu")
+    tuner = FineTuner(trainer_of(sae, tmp_path), Bias(), no_stream())
+    with torch.no_grad():
+        sae.W_dec.mul_(1 + 1e-6)
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    tuner.step(batch_of(32), wanted=False)
+    assert sae.W_dec.grad is not None
+    changed = [n for n, value in sae.state_dict().items() if not value.equal(before[n])]
+    assert changed == ["b_dec"]
 
 
 # --- KL ------------------------------------------------------------------------------------
