@@ -65,10 +65,15 @@ def devices_are_known(config: Config) -> Iterator[str]:
 def numbers_are_in_range(config: Config) -> Iterator[str]:
     """The bounds beside the options hold."""
     for path, value, option in options(config):
-        if _number(value) and not option.allows(value):
-            yield f"{path} is {value:.12g}, expected {option.limits()}."
-        if type(value) is int and abs(value) >= 2**63:
-            yield f"{path} is {value:.12g}, expected less than 2^63."
+        yield from out_of_range(path, value, option)
+
+
+def out_of_range(path: str, value: Any, option: Option) -> Iterator[str]:
+    """Complain of a number that its option's bounds do not allow, or that files cannot hold."""
+    if _number(value) and not option.allows(value):
+        yield f"{path} is {value:.12g}, expected {option.limits()}."
+    if type(value) is int and abs(value) >= 2**63:
+        yield f"{path} is {value:.12g}, expected less than 2^63."
 
 
 def lengths_fit(config: Config) -> Iterator[str]:

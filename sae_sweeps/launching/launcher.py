@@ -10,7 +10,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import check
-from sae_sweeps.config.signature import build
+from sae_sweeps.config.rules import out_of_range
+from sae_sweeps.config.signature import build, signature
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.objective import require_known
@@ -30,13 +31,16 @@ class PlanLauncher(ConfigLauncher):
     """Plans what there is to do and has `carry_out` do it."""
 
     schema: ClassVar[str]
-    """The dataclass of its options, `module.Class`."""
+    """The dataclass of its options, `module.Class`; `objective` is an option of every launcher."""
 
     def __init__(self, **given: Any) -> None:
         """Take the options that the config states; raises ConfigError for a wrong one."""
         plain = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
         assert isinstance(plain, dict)
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
+        for name, option in signature(self.schema).items():
+            for complaint in out_of_range(f"hydra.launcher.{name}", self.checked[name], option):
+                raise ConfigError(complaint)
         self.given: Any = build(self.checked)
 
     @property
