@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
+from tests.support.outside import TINY, lay_out, results, rows, sae_sweeps, stopped_at, weights
 from tests.support.places import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outside")]
@@ -339,16 +338,7 @@ probability: 0.08
     "budget/smaller": "# @package _global_\nd_sae: 64\ntraining:\n  tokens: 4096\n",
     "pace/gentle": "lr: 1e-3\nwarmup: 0.25\n",
     "pace/steep": "lr: 4e-3\nwarmup: 0.125\n",
-    "sweep/tiny": """
-# @package _global_
-name: tiny
-k: 4
-d_sae: 64
-device: cpu
-stream: {batch_tokens: 256, chunk_tokens: 1024, calibration_tokens: 512}
-training: {tokens: 8192}
-evaluation: {tokens: 1024, ce_tokens: 512}
-""",
+    "sweep/tiny": TINY,
     "sweep/bench": """
 # @package _global_
 defaults:
@@ -377,35 +367,8 @@ Results = dict[tuple[Any, ...], tuple[Path, dict[str, Any]]]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: modules, and config files in a folder of their own."""
     folder = tmp_path_factory.mktemp("outside")
-    for name, code in MODULES.items():
-        (folder / f"{name}.py").write_text(code)
-    for name, text in OPTION_FILES.items():
-        path = folder / "mine" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.lstrip())
+    lay_out(folder, MODULES, OPTION_FILES)
     return folder
-
-
-def sae_sweeps(home: Path, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command as its console script does: the working folder is not on Python's path."""
-    code = "import sys; sys.path.remove('')\n" + before
-    code += "from sae_sweeps.__main__ import main; main()"
-    line = [sys.executable, "-c", code, "--config-dir", "mine", *words, "tracking=off"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, timeout=300)
-
-
-def results(home: Path, name: str) -> list[tuple[Path, dict[str, Any]]]:
-    paths = sorted((home / "outputs" / name / "runs").glob("*/result.json"))
-    return [(path.parent, json.loads(path.read_text())) for path in paths]
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "checkpoint" / "weights.safetensors")
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 # --- Allocator, auxiliary loss, a group of budgets -----------------------------------------
@@ -580,27 +543,11 @@ def test_optimisers_and_schedules_are_the_users(moved: Results) -> None:
     assert not any(torch.equal(one, other) for one, other in combinations(trained, 2))
 
 
-STOP = """
-from sae_sweeps.system import interrupt
-from sae_sweeps.training.member import Member
-
-train = Member._train
-
-def half(self, batch):
-    train(self, batch)
-    if self.trainer.tokens == 4096:
-        interrupt._on_signal(15, None)
-
-Member._train = half
-"""
-"""Signals the process when a run has half of its tokens."""
-
-
 def test_a_run_with_a_users_optimiser_goes_on_where_it_was(home: Path, moved: Results) -> None:
     """Its state is in the checkpoint: two halves come to what the whole came to."""
     words = ["+sweep=tiny", "method=relu", "optimizer=sign", "schedule=cosine", "name=halves"]
     words += ["resampling=neuron_resampling", "fine_tune=scale"]
-    assert sae_sweeps(home, *words, before=STOP).returncode == 143
+    assert sae_sweeps(home, *words, before=stopped_at(4096)).returncode == 143
     assert list((home / "outputs" / "halves").glob("runs/*/checkpoint/step-*"))
     done = sae_sweeps(home, *words)
     assert done.returncode == 0 and "1 of them from a checkpoint" in done.stdout, done.stderr
