@@ -119,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stream(folder: Path) -> Stream:
     """The runs' common stream."""
-    config = results(folder)[0][1]["config"]
+    config = RunConfig.of(results(folder)[0][1]["config"])
     with ThreadPoolExecutor(1) as pool:
         return Harvest([config], torch.device("cpu"), pool).stream(config)
 
