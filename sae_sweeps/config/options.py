@@ -1,8 +1,8 @@
 """The config's sections without alternatives; their fields are the schema that YAML answers to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -88,7 +88,9 @@ class RootOptions:
 
 
 ROOT = f"{__name__}.{RootOptions.__name__}"
-KINDS = {"stream": StreamOptions, "training": TrainingOptions, "evaluation": EvaluationOptions}
+KINDS: dict[str, type[Any]] = {
+    name: kind for name, kind in get_type_hints(RootOptions).items() if is_dataclass(kind)
+}
 SECTIONS = {name: f"{__name__}.{kind.__name__}" for name, kind in KINDS.items()}
 """What has no alternatives, and the class of its options."""
 OWN = tuple(option.name for option in fields(RootOptions))
