@@ -89,7 +89,9 @@ class RootOptions:
 
 ROOT = f"{__name__}.{RootOptions.__name__}"
 KINDS: dict[str, type[Any]] = {
-    name: kind for name, kind in get_type_hints(RootOptions).items() if is_dataclass(kind)
+    key: kind
+    for key, kind in get_type_hints(RootOptions).items()
+    if is_dataclass(kind) and isinstance(kind, type)
 }
 SECTIONS = {name: f"{__name__}.{kind.__name__}" for name, kind in KINDS.items()}
 """What has no alternatives, and the class of its options."""
