@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.support.command_lines import LINES, Line
 from tests.support.fork_server import ROOT
 from tests.support.launches import Launches, launches
+from tests.support.option_values import options
 
 __all__ = ["launches"]  # a fixture
 
@@ -147,6 +148,7 @@ def test_any_command_line_runs_or_is_refused_in_one_line(anywhere: Anywhere) -> 
     def check(line: Line) -> None:
         outcomes[outcome(line)] += 1
 
+    options()  # here, since types are checked at random places, which no strategy may be
     check()
     assert outcomes["ran"] >= EXAMPLES // 4, outcomes
     assert outcomes["refused"] >= EXAMPLES // 3, outcomes
