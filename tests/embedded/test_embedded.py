@@ -149,6 +149,7 @@ def test_tokenizer_round_trips_held_out_text(texts: dict[corpus.Split, list[str]
     assert encoded == [piece[1:].tolist() for piece in np.split(ids, starts[1:])]
 
 
+@pytest.mark.filterwarnings("ignore:.*slated for removal:DeprecationWarning")
 def test_collected_documents_are_distinct() -> None:
     documents = corpus.collect()
     names = [document.name for document in documents]

