@@ -59,6 +59,7 @@ def test_ratios_are_paired_within_rounds() -> None:
     assert typical(spent, "one") / typical(spent, "other") == 1
 
 
+@pytest.mark.slow
 def test_contenders_take_turns(
     case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def short(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return case | {"home": str(tmp_path), "d_sae": 32}
 
 
+@pytest.mark.slow
 def test_quality_is_told_by_method_learning_rate_and_seed(
     short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

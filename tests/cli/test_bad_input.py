@@ -173,6 +173,7 @@ def test_a_mistake_in_one_point_names_the_point(
     assert expected in refusal(capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_batch_that_feature_choice_needs_is_named_and_enough(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ hydra:
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_beats_points_and_points_beat_params(
     run: Callable[..., int], trainer: Trainer, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_blocks_without_a_middle_are_those_of_transformer_lens(
     assert (list(models_and_hooks_exist({"target_model": node})) == []) == between
 
 
+@pytest.mark.slow
 def test_one_document_cannot_be_split(
     run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

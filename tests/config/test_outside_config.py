@@ -77,6 +77,7 @@ def test_an_allocator_from_outside(run: Callable[..., int], trainer: Trainer, mi
     assert theirs.label == "token_choice + aux_k"
 
 
+@pytest.mark.slow
 def test_it_is_checked_and_ruled_like_a_shipped_one(
     run: Callable[..., int], mine: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

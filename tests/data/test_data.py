@@ -330,6 +330,7 @@ def test_other_splits_and_columns(place: Path, own: Any) -> None:
             hub_rows(place, own, split="valid", streaming=streaming)
 
 
+@pytest.mark.slow
 def test_what_is_packed_needs_no_hub(
     place: Path,
     own: Any,

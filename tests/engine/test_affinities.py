@@ -200,6 +200,7 @@ def test_largest_are_those_of_a_stable_sort(
         assert_found(case, chosen, row_ranks(case.values) < most)
 
 
+@pytest.mark.slow
 @given(SHAPES, KINDS, st.data())
 def test_some_latents_and_some_tokens_are_a_matrix_of_their_own(
     shape: tuple[int, int], kind: Kind, data: st.DataObject

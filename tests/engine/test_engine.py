@@ -284,6 +284,7 @@ def paths_logged(run: Run) -> list[float]:
     return [json.loads(line)["perf/sparse"] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_logs_which_path_its_steps_took(tmp_path: Path) -> None:
     # A penalty starts with half of all latents active, a budget has k of them from the beginning.
     also = [BUDGETS, "training.tokens=51200", "training.log_every_tokens=512", "k=2"]

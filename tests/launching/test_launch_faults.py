@@ -215,6 +215,7 @@ class Filling(Quiet):
         raise OSError(28, "No space left on device", str(folder))
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_failed_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

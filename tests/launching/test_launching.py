@@ -90,6 +90,7 @@ def test_other_evaluation_options_measure_anew_and_retrain_nothing(
     assert "failed: OSError: no weights" in said.err
 
 
+@pytest.mark.slow
 def test_finished_runs_are_measured_anew_on_demand(
     run: Callable[..., int],
     trainer: Trainer,
@@ -246,6 +247,7 @@ def test_without_any_result_there_is_no_report(run: Callable[..., int], trainer:
     assert trainer.reports == []
 
 
+@pytest.mark.slow
 def test_a_pack_that_breaks_leaves_the_others_alone(
     run: Callable[..., int], trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +309,7 @@ def test_a_sweep_in_use_is_refused(
 # --- Other launchers and sweepers ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_stock_launcher_trains_each_point_as_a_pack_of_one(
     run: Callable[..., int], trainer: Trainer
 ) -> None:
@@ -321,6 +324,7 @@ def test_the_stock_launcher_trains_each_point_as_a_pack_of_one(
     assert sorted(path.name for path in Path("outputs/stock/runs").iterdir()) == sorted(stock)
 
 
+@pytest.mark.slow
 def test_the_stock_launcher_gets_a_derived_name_too(
     run: Callable[..., int], trainer: Trainer
 ) -> None:

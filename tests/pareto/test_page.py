@@ -133,6 +133,7 @@ def test_all_figures_stand_and_nothing_is_loaded(
     page.close()
 
 
+@pytest.mark.slow
 def test_a_point_tells_its_run_and_options(opened: Opened) -> None:
     opened.tab.locator("#pareto-0").scroll_into_view_if_needed()
     point = opened.tab.locator("#pareto-0 .scatterlayer path.point").first
@@ -156,6 +157,7 @@ def test_its_numbers_are_those_of_the_csv(opened: Opened, sweep: Path) -> None:
             assert same or float(text) == value, column
 
 
+@pytest.mark.slow
 def test_its_frontier_is_that_of_the_csv(opened: Opened, sweep: Path) -> None:
     script = """frontiers(curvesOf(content.runs, ["curve"]).flatMap(curve => curve.settings),
         content.panels[0]).flat().flatMap(setting => setting.runs.map(run => run.row.run))"""
@@ -183,6 +185,7 @@ def test_frontiers_are_those_of_python(opened: Opened, sweep: Path) -> None:
     assert set(opened.ask(script)) == {point.run for setting in more for point in setting.points}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["fvu", "ce_recovered"])
 def test_curves_at_equal_l0_with_differences_and_their_spread(
     opened: Opened, sweep: Path, measure: str
@@ -247,6 +250,7 @@ def assert_cell(
         assert told == pytest.approx([mean(pairs), stdev(pairs)], rel=6e-2)
 
 
+@pytest.mark.slow
 def test_training_curves_are_thinned_to_their_last_row(opened: Opened) -> None:
     training = opened.ask("content.runs.map(run => run.training)")
     for curve in training:
@@ -256,6 +260,7 @@ def test_training_curves_are_thinned_to_their_last_row(opened: Opened) -> None:
         assert set(curve["train/loss"]) == {None}  # what is no number is none here
 
 
+@pytest.mark.slow
 def test_l0s_add_up_to_all_tokens(opened: Opened) -> None:
     lines = opened.ask("document.querySelector('#l0').data.map(line => [line.x, line.y])")
     shown = opened.ask("content.runs.filter(run => run.row.k === state.k).map(run => run.l0s)")
@@ -270,6 +275,7 @@ def test_l0s_add_up_to_all_tokens(opened: Opened) -> None:
 # ---------------------------------------------------------------- controls
 
 
+@pytest.mark.slow
 def test_filters_rule_all_that_is_shown(opened: Opened) -> None:
     opened.tick("architecture", "gated")
     assert "60 of 72 runs are shown" in opened.text("#count")
@@ -282,6 +288,7 @@ def test_filters_rule_all_that_is_shown(opened: Opened) -> None:
     assert "54 of 72 runs are shown" in opened.text("#count")
 
 
+@pytest.mark.slow
 def test_curves_can_be_made_of_any_options(opened: Opened) -> None:
     opened.tick("curves by", "curve")
     assert opened.tab.locator("#legend button").count() == 1
@@ -293,6 +300,7 @@ def test_curves_can_be_made_of_any_options(opened: Opened) -> None:
     assert opened.tab.locator("#legend button").count() == 3 * len(allocators)
 
 
+@pytest.mark.slow
 def test_a_curve_can_be_hidden_and_the_frontier_follows(opened: Opened) -> None:
     before = opened.ask("Plotly.d3 ? 0 : document.querySelector('#pareto-0').data[0].x")
     for name in opened.tab.locator("#legend button").all()[1:]:
@@ -304,6 +312,7 @@ def test_a_curve_can_be_hidden_and_the_frontier_follows(opened: Opened) -> None:
     assert opened.traces("pareto-0", "markers") == 2
 
 
+@pytest.mark.slow
 def test_axes_and_dial_and_order_of_runs(opened: Opened) -> None:
     kind = "document.querySelector('#pareto-0')._fullLayout.xaxis.type"
     assert opened.ask(kind) == "log"
@@ -327,6 +336,7 @@ def test_axes_and_dial_and_order_of_runs(opened: Opened) -> None:
 # ---------------------------------------------------------------- other sweeps
 
 
+@pytest.mark.slow
 def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     evil = '<img src=x onerror="alert(1)"></script><script>alert(2)</script>'
     folder = tmp_path / "a<b>&amp;'\""
@@ -347,6 +357,7 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_a_figure_from_outside_has_a_panel_and_a_column(browser: Browser, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     write_sweep(folder, ["relu", "topk"])
@@ -367,6 +378,7 @@ def test_a_figure_from_outside_has_a_panel_and_a_column(browser: Browser, tmp_pa
     page.close()
 
 
+@pytest.mark.slow
 def test_three_runs_without_more_than_must_be(browser: Browser, tmp_path: Path) -> None:
     write_sweep(tmp_path / "few", ["relu"], ks=(4, 8, 16), measured=False)
     printed(tmp_path / "few")
@@ -379,6 +391,7 @@ def test_three_runs_without_more_than_must_be(browser: Browser, tmp_path: Path) 
     page.close()
 
 
+@pytest.mark.slow
 def test_sweeps_side_by_side(browser: Browser, tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     write_sweep(folders[0], ["relu", "topk"])

@@ -309,6 +309,7 @@ def colours(path: Path) -> set[str]:
     return {f"#{colour:06X}" for colour in found[counts > 20]}
 
 
+@pytest.mark.slow
 def test_the_picture_shows_every_curve(tmp_path: Path) -> None:
     from sae_sweeps.pareto import plot
 

@@ -110,6 +110,7 @@ def test_a_frozen_pack_is_trained(study: Path) -> None:
     assert results == sorted(names) and len(names) == 2
 
 
+@pytest.mark.slow
 def test_report_and_status_are_as_before(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in sorted((study / "outputs").iterdir()):
         found = [path for path in (folder / "runs").glob("*/result.json")]

@@ -412,6 +412,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(
         assert line.startswith("sae-sweeps: ") and line.endswith("it has no sweep.json.")
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_cost_less_than_half_of_reading_all_their_rows(
     tmp_path: Path, slurm: Slurm
 ) -> None:

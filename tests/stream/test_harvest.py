@@ -352,6 +352,7 @@ def test_a_layer_sweep_is_measured_anew_as_each_run_alone(folder: Path, tmp_path
     assert len({result.metrics["fvu"] for result in together}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("far", [False, True])
 def test_an_interrupted_layer_sweep_goes_on_to_the_same_end(
     far: bool, folder: Path, tmp_path: Path
@@ -394,6 +395,7 @@ def test_what_nobody_needs_any_more_is_not_asked_for(
 # --- Activations that are no numbers -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hook_without_numbers_fails_its_own_runs(tmp_path: Path) -> None:
     """One that is spoilt from the start, and one where it shows in training."""
     nodes = [own(hook) for hook in ("a", "always", "later", "bb")]

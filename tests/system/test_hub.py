@@ -228,6 +228,7 @@ def test_configs_that_are_no_configs_are_left_to_loading(
         assert complaints(tmp_path / str(index), monkeypatch) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("online")
 def test_a_silent_hub_is_told_from_one_within_seconds(
     run: Callable[..., int],

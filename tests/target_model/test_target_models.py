@@ -450,6 +450,7 @@ def test_a_pass_of_another_size_meanwhile_changes_nothing(data: Embedded) -> Non
         bridge.reset_hooks()
 
 
+@pytest.mark.slow
 def test_threads_may_harvest_and_splice_at_once(embedded_target: TransformerLens) -> None:
     """Passes of 4, 2 and 1 rows side by side, with threads changing all the time."""
 

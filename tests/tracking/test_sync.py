@@ -201,6 +201,7 @@ def test_a_sweep_arrives_whole_and_only_once(
     assert {"Viewer", "RunRows"} == set(backend.requests)
 
 
+@pytest.mark.slow
 def test_bad_logs_keep_no_other_from_arriving(
     tmp_path: Path, backend: Backend, uploaded: Uploaded
 ) -> None:
@@ -598,6 +599,7 @@ def final(sweep: Sweep, number: int) -> dict[str, Any]:
     return {f"final/{key}": value for key, value in figures.items() if value is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_what_wandb_was_never_told_comes_from_the_runs_folders(
     tmp_path: Path, backend: Backend, uploaded: Uploaded, mode: Mode
@@ -627,6 +629,7 @@ def test_what_wandb_was_never_told_comes_from_the_runs_folders(
     assert uploaded(sweep.folder) == (0, "sweep: W&B runs: 5 there already", [])
 
 
+@pytest.mark.slow
 def test_figures_measured_anew_replace_those_before(
     tmp_path: Path, backend: Backend, uploaded: Uploaded
 ) -> None:
@@ -722,6 +725,7 @@ def test_an_upload_has_a_process_of_its_own(
     assert served(backend.runs[sweep.id()]) == sweep.rows()
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, backend: Backend) -> None:
     sweep = Sweep(tmp_path / "sweep")
     sweep.train(10)

@@ -556,6 +556,7 @@ print("wandb.sdk.launch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "said"), [("loaded", "applied\nTrue\n"), ("anew", "False\n")])
 def test_wandb_launch_is_asked_only_where_the_user_has_loaded_it(
     tmp_path: Path, start: str, said: str

@@ -187,6 +187,7 @@ def test_an_upload_during_training_doubles_no_row_later(place: Place) -> None:
     assert served(second) == place.rows() and second.id == f"{first.id}-offline1"
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_of_a_log_can_be_synced(place: Place) -> None:
     """Cuts the logs of three attempts as kills do, one of them where a block ends in a record."""
     place.train("offline", 0, 60)
@@ -202,6 +203,7 @@ def test_what_a_kill_leaves_of_a_log_can_be_synced(place: Place) -> None:
     assert empty.stat().st_size == 7
 
 
+@pytest.mark.slow
 def test_an_empty_log_of_before_an_online_attempt_stops_no_upload(place: Place) -> None:
     """A kill after W&B's start and before ours had put the offline logs aside."""
     place.train("offline", 0, 20)
@@ -239,6 +241,7 @@ def test_an_interrupted_run_waits_for_nobody(place: Place, gone: str) -> None:
     assert "Traceback" not in attempt.err
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_online_goes_on_offline_under_its_id(place: Place) -> None:
     """As when a finished run is measured anew."""
     place.train("online", 0, 20)
@@ -292,6 +295,7 @@ def test_a_wrong_byte_ends_the_reading(payloads: list[bytes], data: st.DataObjec
     assert list(log_format.whole_records(bytes(wrong))) == whole
 
 
+@pytest.mark.slow
 def test_a_real_log_cut_anywhere_tells_its_last_row(place: Place) -> None:
     place.train("offline", 0, 60)
     (log,) = place.logs()

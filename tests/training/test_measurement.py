@@ -85,6 +85,7 @@ def test_it_sees_the_saved_sae_the_held_out_tokens_and_the_model(
     assert exported["metadata"]["sae_sweeps"]["metrics"] == metrics
 
 
+@pytest.mark.slow
 def test_measuring_anew_gives_what_training_would(tmp_path: Path) -> None:
     plain, measured = small_run(tmp_path / "plain"), run_with(tmp_path / "measured", Own)
     train(plain)

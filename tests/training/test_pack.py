@@ -78,6 +78,7 @@ def test_a_full_disk_fails_the_run_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(full.folder.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_measuring_anew_gives_what_training_with_those_options_would(tmp_path: Path) -> None:
     old, new = small_run(tmp_path), small_run(tmp_path, "evaluation.tokens=2048")
     assert old.folder == new.folder

@@ -198,6 +198,7 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monke
     assert saved == list(range(512, 4097, 512))
 
 
+@pytest.mark.slow
 def test_text_that_changed_is_trained_on_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
