@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
 from hypothesis import settings
 from numpy.typing import NDArray
 
@@ -43,6 +47,26 @@ def _kept(split: Literal["train", "held_out"]) -> tuple[NDArray[np.uint16], NDAr
     ids, starts = load_tokens(split)
     ids.flags.writeable = starts.flags.writeable = False
     return ids, starts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def option_files_read_once() -> Iterator[None]:
+    """Hydra parses thirty YAML files for a command; of those that are as they were, a copy does."""
+    kept: dict[tuple[Path, int, int], ConfigResult] = {}
+    read = FileConfigSource.load_config
+
+    def load_config(source: FileConfigSource, config_path: str) -> ConfigResult:
+        path = Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml"
+        if not path.is_file():
+            return read(source, config_path)
+        key = (path, path.stat().st_mtime_ns, path.stat().st_size)
+        if key not in kept:
+            kept[key] = read(source, config_path)
+        return deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_config)
+        yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

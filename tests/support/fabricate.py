@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ TOKENS = 1000
 
 
 @cache
+def _config() -> RunConfig:
+    words = ("k=8", "stream.batch_tokens=100", f"training.tokens={TOKENS}")
+    return small_run(Path(), *words).config
+
+
 def config(seed: int) -> RunConfig:
     """A small run's."""
-    words = ("k=8", f"seed={seed}", "stream.batch_tokens=100", f"training.tokens={TOKENS}")
-    return small_run(Path(), *words).config
+    return replace(_config(), seed=seed)
 
 
 def launch(folder: Path, seeds: list[int], packs: list[Pack]) -> None:

@@ -1,16 +1,19 @@
 """Small runs for tests: composed and checked like the command line's, trained in this process."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from jaxtyping import Float, Int
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sae_sweeps.config.check import checked
@@ -68,13 +71,26 @@ class Quiet:
 
 def small_run(folder: Path, *overrides: str) -> Run:
     """The run that the small config with `overrides` describes, in a folder of its own."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [*SMALL, *map(moved, overrides)], return_hydra_config=True)
+    words = [*SMALL, *map(moved, overrides)]
+    chosen = [word for word in words if (CONF / word.lstrip("+~").partition("=")[0]).is_dir()]
+    cfg = deepcopy(_composed(*chosen))
+    values = OverridesParser.create().parse_overrides([w for w in words if w not in chosen])
+    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)  # pyright: ignore[reportPrivateUsage]
     config = RunConfig.of(checked(cfg))
     choices: dict[str, Any] = OmegaConf.to_container(cfg.hydra.runtime.choices)  # pyright: ignore
     name = identity(config)
     return Run(name, "small", folder / name, config, choices, list(overrides))
+
+
+@cache
+def _composed(*chosen: str) -> DictConfig:
+    """What Hydra makes of option files alone; it needs 0.1 s for that, and a thousand runs of them.
+
+    Values are put into it afterwards, which is also what Hydra does.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(chosen), return_hydra_config=True)
 
 
 def train(*runs: Run) -> list[Result | Exception]:
