@@ -361,11 +361,15 @@ def test_a_restored_state_goes_on_bit_for_bit(
     steps(trainer, 0, 3)
     parameters = len(list(trainer.sae.parameters()))
     assert laid_out_like_their_parameter(trainer.optimizer) == 2 * parameters
+    trainer.tokens_since_fired[0] = 3 * 512  # as of a latent that has never fired
     tensors, numbers = snapshot.take(trainer, fine_tuner)
     save_file({k: t.contiguous() for k, t in tensors.items()}, tmp_path / "state")
     again, its_tuner = started(config, "none")
     layout = {name: p.stride() for name, p in again.sae.named_parameters()}
     snapshot.restore(again, its_tuner, load_file(tmp_path / "state"), numbers)
+    taken, its_numbers = snapshot.take(again, its_tuner)
+    assert its_numbers == numbers and taken.keys() == tensors.keys()
+    assert [name for name, tensor in tensors.items() if not taken[name].equal(tensor)] == []
     assert {name: p.stride() for name, p in again.sae.named_parameters()} == layout
     assert laid_out_like_their_parameter(again.optimizer) == 2 * parameters
     for one in (trainer, again):
