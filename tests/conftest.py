@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hypothesis import settings
 from numpy.typing import NDArray
@@ -51,21 +52,24 @@ def _kept(split: Literal["train", "held_out"]) -> tuple[NDArray[np.uint16], NDAr
 
 @pytest.fixture(scope="session", autouse=True)
 def option_files_read_once() -> Iterator[None]:
-    """Hydra parses thirty YAML files for a command; of those that are as they were, a copy does."""
-    kept: dict[tuple[Path, int, int], ConfigResult] = {}
-    read = FileConfigSource.load_config
+    """Hydra parses thirty YAML files for each command; those that are as they were are copied."""
+    kept: dict[tuple[Path, int, int], ConfigResult | None] = {}
+    read = ConfigRepository.load_config
 
-    def load_config(source: FileConfigSource, config_path: str) -> ConfigResult:
-        path = Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml"
+    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(  # pyright: ignore[reportPrivateUsage]
+            config_path, ObjectType.CONFIG
+        )
+        path = Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml") if source else Path()
         if not path.is_file():
-            return read(source, config_path)
+            return read(self, config_path)
         key = (path, path.stat().st_mtime_ns, path.stat().st_size)
         if key not in kept:
-            kept[key] = read(source, config_path)
+            kept[key] = read(self, config_path)
         return deepcopy(kept[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_config)
+        patch.setattr(ConfigRepository, "load_config", load_config)
         yield
 
 
