@@ -53,7 +53,7 @@ def _kept(split: Literal["train", "held_out"]) -> tuple[NDArray[np.uint16], NDAr
 @pytest.fixture(scope="session", autouse=True)
 def option_files_read_once() -> Iterator[None]:
     """Hydra parses thirty YAML files for each command; those that are as they were are copied."""
-    kept: dict[tuple[Path, int, int], ConfigResult | None] = {}
+    kept: dict[tuple[str, Path, int, int], ConfigResult | None] = {}
     read = ConfigRepository.load_config
 
     def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -61,9 +61,9 @@ def option_files_read_once() -> Iterator[None]:
             config_path, ObjectType.CONFIG
         )
         path = Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml") if source else Path()
-        if not path.is_file():
+        if not source or not path.is_file():
             return read(self, config_path)
-        key = (path, path.stat().st_mtime_ns, path.stat().st_size)
+        key = (source.provider, path, path.stat().st_mtime_ns, path.stat().st_size)
         if key not in kept:
             kept[key] = read(self, config_path)
         return deepcopy(kept[key])

@@ -148,7 +148,7 @@ def test_any_command_line_runs_or_is_refused_in_one_line(anywhere: Anywhere) -> 
     def check(line: Line) -> None:
         outcomes[outcome(line)] += 1
 
-    options()  # here, since types are checked at random places, which no strategy may be
+    options()  # read now: checks of types draw random numbers, which no strategy may do
     check()
     assert outcomes["ran"] >= EXAMPLES // 4, outcomes
     assert outcomes["refused"] >= EXAMPLES // 3, outcomes

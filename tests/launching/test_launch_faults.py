@@ -96,7 +96,7 @@ def test_of_two_launches_at_once_one_trains(
     assert left(tmp_path / "outputs/it") == brief
     assert logs(tmp_path / "outputs/it").count(" training ") == 2
     # The second may have planned what the first finished while it waited for the lock.
-    assert len(manifest.read(tmp_path / "outputs/it").launches) <= 1 + (codes == [0, 0])
+    assert len(manifest.read(tmp_path / "outputs/it").launches) in (1, 1 + (codes == [0, 0]))
 
 
 @pytest.mark.slow

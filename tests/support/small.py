@@ -84,9 +84,9 @@ def small_run(folder: Path, *overrides: str) -> Run:
 
 @cache
 def _composed(*chosen: str) -> DictConfig:
-    """What Hydra makes of option files alone; it needs 0.1 s for that, and a thousand runs of them.
+    """The config of these option files, once for all runs that choose them: Hydra takes 0.1 s.
 
-    Values are put into it afterwards, which is also what Hydra does.
+    Single values are put into a copy of it, with the function by which Hydra does the same.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
