@@ -1,13 +1,22 @@
 """Adam over parameters as they lie in memory."""
 
-from typing import Annotated, Any, final
+from typing import Annotated, NamedTuple, final
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from sae_sweeps.interfaces import Optimizer
+
+
+class Moments(NamedTuple):
+    """What is remembered of a parameter."""
+
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
 
 
 @final
@@ -17,6 +26,9 @@ class Adam(Optimizer):
     On CPUs it copies gradients that do not lie row by row, and reads moments as if they lay as
     their parameter does, which those from a file do not. So a matrix that lies column by column is
     handed over as its transpose, which shares its memory; moments have the transpose's shape.
+
+    It is PyTorch's function, since the first `torch.optim.Optimizer` of a process imports
+    TorchDynamo, which takes as long as torch itself.
     """
 
     def __init__(
@@ -28,12 +40,10 @@ class Adam(Optimizer):
         beta1: Annotated[float, Ge(0), Lt(1)],
         beta2: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
-        self.trained, self.lr = parameters, lr
-        groups = [
-            {"params": [nn.Parameter(_turned(parameter, parameter.detach()))], "factor": factor}
-            for parameter, factor in zip(parameters, factors, strict=True)
-        ]
-        self.adam = torch.optim.Adam(groups, betas=(beta1, beta2), fused=True)
+        self.trained, self.factors = parameters, factors
+        self.lr, self.beta1, self.beta2 = lr, beta1, beta2
+        self.state: dict[int, Moments] = {}
+        """By the parameter's index; of those that had a gradient."""
 
     def zero_grad(self) -> None:
         for parameter in self.trained:
@@ -41,14 +51,34 @@ class Adam(Optimizer):
 
     @torch.no_grad()
     def update(self, lr: float) -> None:
-        for parameter, group in zip(self.trained, self.adam.param_groups, strict=True):
-            (stored,), grad = group["params"], parameter.grad
-            stored.data = _turned(parameter, parameter.detach())
-            stored.grad = None if grad is None else _turned(parameter, grad).contiguous()
-            group["lr"] = lr * group["factor"]
-        self.adam.step()
+        for index, parameter in enumerate(self.trained):
+            if parameter.grad is not None:
+                self._update(index, parameter, parameter.grad, lr * self.factors[index])
         # The fused kernel does not tell; whoever still wants something of the old values must know.
         torch.autograd.graph.increment_version(self.trained)
+
+    def _update(self, index: int, parameter: nn.Parameter, grad: Tensor, lr: float) -> None:
+        stored = _turned(parameter, parameter.detach())
+        if index not in self.state:
+            step = torch.zeros((), dtype=torch.float32, device=stored.device)
+            self.state[index] = Moments(step, torch.zeros_like(stored), torch.zeros_like(stored))
+        kept = self.state[index]
+        adam(
+            [stored],
+            [_turned(parameter, grad).contiguous()],
+            [kept.exp_avg],
+            [kept.exp_avg_sq],
+            [],
+            [kept.step],
+            fused=True,
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def forget(self, parameter: nn.Parameter, dim: int, latents: Int[Tensor, " n"]) -> None:
         for moment in self.moments(parameter):
@@ -57,20 +87,21 @@ class Adam(Optimizer):
     def moments(self, parameter: nn.Parameter) -> list[Tensor]:
         """What is remembered of a parameter, in its shape."""
         index = next(i for i, other in enumerate(self.trained) if other is parameter)
-        kept: dict[str, Any] = self.adam.state[self.adam.param_groups[index]["params"][0]]
-        return [_turned(parameter, moment) for moment in kept.values() if moment.ndim]
+        kept = self.state.get(index)
+        return [_turned(parameter, moment) for moment in kept[1:]] if kept else []
 
     def tensors(self) -> dict[str, Tensor]:
-        state = self.adam.state_dict()["state"]
-        return {f"{i}.{key}": value for i, kept in state.items() for key, value in kept.items()}
+        return {
+            f"{index}.{name}": tensor
+            for index, kept in self.state.items()
+            for name, tensor in kept._asdict().items()
+        }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            index, _, key = path.partition(".")
-            state.setdefault(int(index), {})[key] = value
-        groups = self.adam.state_dict()["param_groups"]
-        self.adam.load_state_dict({"state": state, "param_groups": groups})
+        for index, parameter in enumerate(self.trained):
+            if f"{index}.{Moments._fields[0]}" in tensors:
+                kept = (tensors[f"{index}.{name}"] for name in Moments._fields)
+                self.state[index] = Moments(*(tensor.to(parameter.device) for tensor in kept))
 
 
 def _turned(parameter: nn.Parameter, tensor: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def no_kernels_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return products(None, left, right) if pairs is None else left.new_empty(len(pairs.flat))
 
     monkeypatch.setattr(sparse, "products", shaped)
-    monkeypatch.setattr(torch.optim.Adam, "step", Mock())
+    monkeypatch.setattr("sae_sweeps.optimizer.adam.adam", Mock())
     off = partial(torch.autocast, "cpu", enabled=False)
     monkeypatch.setattr(torch, "autocast", Mock(side_effect=iter(off, None)))
     monkeypatch.setattr(torch, "is_autocast_enabled", Mock(return_value=False))
