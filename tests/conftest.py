@@ -2,21 +2,18 @@
 
 import os
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from hydra._internal.config_repository import ConfigRepository
-from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigResult
 from hypothesis import settings
 from numpy.typing import NDArray
 
 from sae_sweeps.embedded import load_tokens
+from tests.support.option_files import load_config
 
 torch.set_num_threads(1)
 
@@ -52,22 +49,7 @@ def _kept(split: Literal["train", "held_out"]) -> tuple[NDArray[np.uint16], NDAr
 
 @pytest.fixture(scope="session", autouse=True)
 def option_files_read_once() -> Iterator[None]:
-    """Hydra parses thirty YAML files for each command; those that are as they were are copied."""
-    kept: dict[tuple[str, Path, int, int], ConfigResult | None] = {}
-    read = ConfigRepository.load_config
-
-    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        source = self._find_object_source(  # pyright: ignore[reportPrivateUsage]
-            config_path, ObjectType.CONFIG
-        )
-        path = Path(source.path, f"{config_path.removesuffix('.yaml')}.yaml") if source else Path()
-        if not source or not path.is_file():
-            return read(self, config_path)
-        key = (source.provider, path, path.stat().st_mtime_ns, path.stat().st_size)
-        if key not in kept:
-            kept[key] = read(self, config_path)
-        return deepcopy(kept[key])
-
+    """To parse Hydra's option files is a quarter of what a refused command costs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)
         yield

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.places import ROOT
+from tests.support.places import CONF, ROOT
 
 MEMORY_BYTES = 4 * 2**30
 FILE_BYTES = 2**28
@@ -118,7 +118,10 @@ def load() -> None:
     import importlib
     import pkgutil
 
+    from hydra._internal.config_repository import ConfigRepository
+
     import sae_sweeps
+    from tests.support import option_files
 
     for module in pkgutil.walk_packages(sae_sweeps.__path__, "sae_sweeps."):
         if not module.name.startswith("sae_sweeps.embedded.") and "__main__" not in module.name:
@@ -127,6 +130,8 @@ def load() -> None:
     late = ("torch._dynamo", "transformer_lens.model_bridge", "transformers.models.gpt2")
     for name in (*late, "submitit.core.core", "wandb", "rich.progress"):
         importlib.import_module(name)
+    ConfigRepository.load_config = option_files.load_config
+    option_files.load_all(CONF)
 
 
 def become(command: Command) -> int:
