@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tests.support.fork_server import Command, ForkServer, environment
 
 SMALL = (
-    *("k=4", "d_sae=64", "device=cpu", "tracking=off", "stream.batch_tokens=256"),
+    *("k=4", "d_sae=64", "device=cpu", "tracking=off", "stream.batch_tokens=512"),
     *("stream.chunk_tokens=1024", "stream.calibration_tokens=1024", "evaluation.tokens=1024"),
     *("evaluation.ce_tokens=256", "hydra.launcher.progress=off"),
 )
