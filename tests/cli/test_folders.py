@@ -10,9 +10,10 @@ import torch
 
 from sae_sweeps.embedded import MODEL
 from sae_sweeps.target_model.judging import models_and_hooks_exist
-from tests.support.commands import Trainer, python, refusal, run, trainer
+from tests.support.commands import Trainer, refusal, run, trainer
+from tests.support.launches import Launches, launches
 
-__all__ = ["run", "trainer"]  # fixtures
+__all__ = ["launches", "run", "trainer"]  # fixtures
 
 
 # --- Before anything starts --------------------------------------------------------------
@@ -162,7 +163,6 @@ FEW = ["training.tokens=1024", "evaluation.tokens=1024"]
 TEXT = ["data=text", "data.sample_by=line", "data.held_out_share=0.4"]
 NOT_FINITE = "target_model: its activations are not finite on "
 
-MAIN = "from sae_sweeps.__main__ import main; main()"
 
 LOADED: list[tuple[str | None, str, list[str]]] = [
     (NOT_FINITE, "damaged", FEW),
@@ -198,7 +198,9 @@ LOADED: list[tuple[str | None, str, list[str]]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(LOADED)))
-def test_what_only_loading_can_tell_is_one_line(case: int, models: Path, tmp_path: Path) -> None:
+def test_what_only_loading_can_tell_is_one_line(
+    case: int, models: Path, launches: Launches, tmp_path: Path
+) -> None:
     expected, model, words = LOADED[case]
     (tmp_path / "few.txt").write_text("\n".join(f"line {i} of a few" for i in range(800)))
     (tmp_path / "empty.txt").write_text("\n\n")
@@ -207,15 +209,13 @@ def test_what_only_loading_can_tell_is_one_line(case: int, models: Path, tmp_pat
     lens = ["target_model=transformer_lens", f"target_model.model={models / model}"]
     lens += ["target_model.hook=blocks.1.hook_resid_post"]
     dtype = [] if "target_model.dtype" in str(words) else ["target_model.dtype=float32"]
-    done = python(
-        "from sae_sweeps.__main__ import main; main()", tmp_path, [*SMALL, *lens, *dtype, *words]
-    )
+    done = launches.run(tmp_path, *SMALL, *lens, *dtype, *words)
     told = ("data: pack", "target_model.dtype is 'float16': ")
-    said = [line for line in done.stderr.splitlines() if not line.startswith(told)]
+    said = [line for line in done.err.splitlines() if not line.startswith(told)]
     if expected is None:
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
     else:
-        assert done.returncode == 1 and len(said) == 1, done.stderr
+        assert done.code == 1 and len(said) == 1, done.err
         assert said[0].startswith("sae-sweeps: ") and expected in said[0]
         assert not (tmp_path / "outputs").exists()
     assert {file.name: file.read_bytes() for file in (models / model).iterdir()} == before

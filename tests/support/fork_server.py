@@ -46,6 +46,8 @@ class Command:
     """Memory, files and time are limited."""
     patches: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Values for `module:name`, such as limits of time."""
+    before: str = ""
+    """Code that is executed before `main`."""
 
 
 class ForkServer:
@@ -154,6 +156,7 @@ def become(command: Command) -> int:
 
     code: Any = 0
     try:
+        exec(command.before, {})
         code = importlib.import_module(command.main).main()
     except SystemExit as end:
         code = end.code

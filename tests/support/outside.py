@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.launches import the_launches
 from tests.support.places import ROOT
 
 TINY = """
@@ -43,12 +43,14 @@ def sae_sweeps(home: Path, *words: str, before: str = "") -> subprocess.Complete
 
 
 def command(home: Path, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command as its console script does: the working folder is not on Python's path."""
-    code = "import sys; sys.path.remove('')\n" + before
-    code += "\nfrom sae_sweeps.__main__ import main; main()"
-    line = [sys.executable, "-c", code, *words]
+    """Run the command as its console script does: the working folder is not on Python's path.
+
+    Code that is to run before it changes what a test could not reach from here.
+    """
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, timeout=300)
+    launch = the_launches().run(home, *words, env=env, before=before)
+    assert launch.code is not None
+    return subprocess.CompletedProcess(words, launch.code, launch.out, launch.err)
 
 
 def stopped_at(tokens: int) -> str:

@@ -37,8 +37,12 @@ from tests.support.families import (
     text,
     tokenizer,
 )
+from tests.support.fork_server import environment
+from tests.support.launches import Launches, launches
 from tests.support.places import ROOT
 from tests.support.small import small_run
+
+__all__ = ["launches"]  # a fixture
 
 POST = "blocks.1.hook_resid_post"
 EVERY = pytest.mark.parametrize("name", FAMILIES)
@@ -648,15 +652,16 @@ TINY = [
 
 @pytest.mark.slow
 @EVERY
-def test_a_sweep_over_a_family(name: str, tmp_path: Path) -> None:
+def test_a_sweep_over_a_family(name: str, launches: Launches, tmp_path: Path) -> None:
     pages = [text(page, 400) for page in range(60)]
     (tmp_path / "text").mkdir()
     for page, written in enumerate(pages):
         (tmp_path / "text" / f"{page}.txt").write_text(written)
     teach(save(name, tmp_path / "model"), pages)
     words = [*TINY, f"target_model.model={tmp_path / 'model'}", "method=topk,relu", "k=4,8"]
-    cache = str(tmp_path / "cache")
-    python(["-m", "sae_sweeps", *words], tmp_path, SAE_SWEEPS_CACHE=cache)
+    cache = {"SAE_SWEEPS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    launch = launches.run(tmp_path, *words, env=environment() | cache)
+    assert launch.code == 0, launch.err
     folder = tmp_path / "outputs" / "tiny"
     results = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
     assert len(results) == 4 and not list(folder.glob("runs/*/failed.json"))

@@ -39,8 +39,11 @@ from sae_sweeps.target_model import judging, loading, transformer_lens
 from sae_sweeps.target_model.activations import Activations
 from sae_sweeps.target_model.passes import Bridged, Passes
 from sae_sweeps.target_model.transformer_lens import TransformerLens
+from tests.support.launches import Launches, launches
 from tests.support.places import ROOT
 from tests.support.small import small_run, train
+
+__all__ = ["launches"]  # a fixture
 
 CPU = torch.device("cpu")
 HOOK = "blocks.1.hook_resid_post"
@@ -499,17 +502,11 @@ raise SystemExit(str(attempts) if attempts else 0)
 def test_the_embedded_model_opens_no_socket(tmp_path: Path) -> None:
     """In a fresh process, with an empty cache and no variable that says to stay offline."""
     env = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = python(["-c", NO_SOCKETS], tmp_path, env)
+    line = [sys.executable, "-c", NO_SOCKETS]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
-
-
-def python(
-    words: list[str], cwd: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run the test's own interpreter on the checkout, elsewhere."""
-    env = env or os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *words]
-    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -852,15 +849,14 @@ def results(cwd: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_runs_on_files_have_no_cross_entropy(tmp_path: Path) -> None:
+def test_runs_on_files_have_no_cross_entropy(launches: Launches, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     codes = generator.exponential(size=(12000, 40)) * (generator.random((12000, 40)) < 0.1)
     acts = (5 * codes @ generator.normal(size=(40, 16)) + 3).astype("float16")
     np.save(tmp_path / "acts.npy", acts)
     words = ["name=files", "method=topk,gated", "target_model=activations"]
-    line = ["-m", "sae_sweeps", *TINY, *words, "target_model.path=acts.npy"]
-    done = python(line, tmp_path)
-    assert done.returncode == 0, done.stderr
+    launch = launches.run(tmp_path, *TINY, *words, "target_model.path=acts.npy")
+    assert launch.code == 0, launch.err
     made = results(tmp_path, "files")
     assert sorted(result["label"] for result in made) == ["gated", "token_choice + aux_k"]
     for result in made:
@@ -872,12 +868,14 @@ def test_runs_on_files_have_no_cross_entropy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_models_in_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
+def test_a_sweep_over_models_in_folders(
+    launches: Launches, tmp_path: Path, folders: dict[str, Path]
+) -> None:
     axis = "target_model.model=" + ",".join(str(folder) for folder in folders.values())
     words = ["name=folders", "target_model=transformer_lens", axis, "data.context_tokens=64"]
     hook = "target_model.hook=blocks.1.hook_resid_post"
-    done = python(["-m", "sae_sweeps", *TINY, *words, hook], tmp_path)
-    assert done.returncode == 0, done.stderr
+    launch = launches.run(tmp_path, *TINY, *words, hook)
+    assert launch.code == 0, launch.err
     made = results(tmp_path, "folders")
     assert len(made) == 2
     assert len({result["metrics"]["ce_clean"] for result in made}) == 2
