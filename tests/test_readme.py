@@ -13,8 +13,10 @@ import pytest
 
 from sae_sweeps.cli.commands import VERBS as VERBS_THERE_ARE
 from sae_sweeps.embedded import MODEL
+from tests.support.launches import Launch, the_launches
 from tests.support.places import ROOT
 from tests.support.wandb_backend import Backend
+from tests.support.wandb_place import MAIN
 
 README = (ROOT / "README.md").read_text()
 TINY = [
@@ -58,10 +60,9 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(place: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sae_sweeps", *words]
-    env = os.environ | {"SAE_SWEEPS_CACHE": str(place / "cache")}
-    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
+def run(place: Path, words: list[str]) -> Launch:
+    env = os.environ | {"SAE_SWEEPS_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    return the_launches().run(place, *words, env=env, main=MAIN)
 
 
 def small(words: list[str]) -> list[str]:
@@ -94,10 +95,10 @@ def test_training_command(line: str, place: Path) -> None:
     words = shlex.split(line)[1:]
     if words == ["--help"]:
         done = run(place, words)
-        assert done.returncode == 0 and "feature_choice" in done.stdout
+        assert done.code == 0 and "feature_choice" in done.out
         return
     done = run(place, small(words))
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     results = list(place.glob("outputs/*/runs/*/result.json"))
     assert results
     assert len(list(place.glob("outputs/*/pareto.csv"))) == 1
@@ -105,7 +106,8 @@ def test_training_command(line: str, place: Path) -> None:
 
 def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> None:
     [line] = [line for line in TRAINING if "gpt2" in line]
-    done = run(place, small(shlex.split(line)[1:]))
+    command = [sys.executable, "-m", "sae_sweeps", *small(shlex.split(line)[1:])]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "target_model.model is 'openai-community/gpt2'" in done.stderr
@@ -122,7 +124,7 @@ def test_verbs_of_a_sweep_here(place: Path) -> None:
     picture.unlink()
     for line in lines:
         done = run(place, shlex.split(line)[1:])
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
     assert picture.stat().st_size > 10_000 and page.stat().st_size > 1_000_000
 
 
@@ -136,11 +138,11 @@ def test_verbs_of_wandb(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_BASE_URL", backend.url)
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
         words = [word for word in small(["+sweep=pareto"]) if word != "tracking=off"]
-        assert run(place, [*words, "name=fanned", "tracking.mode=offline"]).returncode == 0
+        assert run(place, [*words, "name=fanned", "tracking.mode=offline"]).code == 0
         assert backend.runs == {}
         for line in lines:
             done = run(place, shlex.split(line)[1:])
-            assert done.returncode == 0, done.stderr
+            assert done.code == 0, done.err
         assert len(backend.runs) == 5  # two methods, two k, and the summary
         assert backend.views
 

@@ -22,7 +22,7 @@ from tests.support.places import CONF, ROOT
 
 MEMORY_BYTES = 4 * 2**30
 FILE_BYTES = 2**28
-SECONDS = 60
+SECONDS = 20
 """What a limited command may have: giant options may fail, never bring the machine down."""
 
 

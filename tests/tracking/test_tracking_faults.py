@@ -30,6 +30,8 @@ BRIEF, LONG = "training.tokens=16384", "training.tokens=196608"
 NO_SERVER = "http://127.0.0.1:9"
 END_S = 6.0
 """Report and W&B's end after the last run's, on a busy machine; on a calm one 1.5 s."""
+ANSWER_S = 1.0
+"""What a slow server takes for an answer; a run has twenty, one after another."""
 BUSY = 4
 """How much slower a machine may become while it is used for other things."""
 
@@ -88,7 +90,7 @@ def answers_after(seconds: float) -> Act:
 def slow(place: Place) -> None:
     """Slower than what `auto` takes for a server."""
     place.env["WANDB_MODE"] = "online"
-    place.backend.delay_s = 3.0
+    place.backend.delay_s = ANSWER_S
 
 
 def dies(place: Place) -> None:
@@ -160,7 +162,9 @@ SLOW = {
         kept="disk",
     ),
     "the server dies and comes back": Fault(midway=dies_and_comes_back, costs_s=20.0),
-    "every answer takes 3 s": Fault(slow, costs_s=60.0),
+    "every answer takes long": Fault(
+        slow, limits={f"{LIMITS}:PROBE_LIMIT_S": ANSWER_S / 2}, costs_s=25.0
+    ),
     "W&B's own process is killed": Fault(
         midway=signalled(signal.SIGKILL), told="W&B: its process is gone", costs_s=2.0
     ),
