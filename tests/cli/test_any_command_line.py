@@ -18,7 +18,7 @@ from tests.support.option_values import options
 
 __all__ = ["launches"]  # a fixture
 
-EXAMPLES = 300
+EXAMPLES = 200
 SHORTEST, LONGEST = 30, 420
 PROGRESS = re.compile(r" *\d+ %, ")
 INTERNALS = ("Traceback", "<class", "omegaconf.errors", "object at 0x", "Warning", "Exception")

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.kills import WORDS, killed, undisturbed
+from tests.support.launches import SYNTHETIC
 
 TWO_RUNS = (
-    *("k=8", "training.log_every_tokens=1024", "checkpoint_minutes=0.002"),
-    "training.tokens=98304",
+    *(SYNTHETIC, "k=8", "training.log_every_tokens=2048", "checkpoint_minutes=0.002"),
+    "training.tokens=262144",
 )
 
 

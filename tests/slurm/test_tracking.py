@@ -23,9 +23,9 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-WORDS = (QUICK, "tracking=wandb", "training.tokens=1572864", "training.log_every_tokens=32768")
+WORDS = (QUICK, "tracking=wandb", "training.tokens=786432", "training.log_every_tokens=16384")
 ROWS = 48
-PREEMPTED_AT = (100_000, 300_000, 500_000)
+PREEMPTED_AT = (60_000, 180_000, 300_000)
 """A preemption takes a moment, in which the job must not come to its end."""
 BY_THE_CLOCK = ("perf/tokens_per_s", "_timestamp", "_runtime", "_wandb")
 
