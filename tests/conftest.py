@@ -1,6 +1,7 @@
 """What all tests share: nothing leaves the machine, and in CI no test is skipped unseen."""
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from typing import Literal
@@ -10,16 +11,26 @@ import pytest
 import torch
 from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
+from jaxtyping import install_import_hook
 from numpy.typing import NDArray
 
-from sae_sweeps.embedded import load_tokens
 from tests.support.option_files import load_config
+from tests.support.places import ROOT
 
 torch.set_num_threads(1)
 
 # A busy machine is no reason to fail an example.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+
+
+def pytest_configure() -> None:
+    """Calls are checked where shapes are told; to check plain types is for pyright."""
+    files = (ROOT / "sae_sweeps").rglob("*.py")
+    paths = [path.relative_to(ROOT) for path in files if "jaxtyping" in path.read_text()]
+    modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    assert not set(modules) & set(sys.modules), "imported before"
+    install_import_hook(modules, "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +53,8 @@ def text_unpacked_once() -> Iterator[None]:
 
 def _kept(split: Literal["train", "held_out"]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
     """What many runs share, and none can change."""
+    from sae_sweeps.embedded import load_tokens
+
     ids, starts = load_tokens(split)
     ids.flags.writeable = starts.flags.writeable = False
     return ids, starts
