@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import nn
+
+from sae_sweeps.optimizer.adam import Adam
 from tests.support.places import ROOT
 
 PACKAGE = ROOT / "sae_sweeps"
@@ -60,6 +66,15 @@ def test_wandb_is_imported_in_one_place() -> None:
         if imports.search(p.read_text())
     }
     assert importing == {"tracking/wandb"}
+
+
+def test_calls_are_checked_where_shapes_are_told() -> None:
+    """All tests rely on it, see `pytest_configure` in tests/conftest.py."""
+    [parameter] = parameters = [nn.Parameter(torch.zeros(3, 2))]
+    adam = Adam(parameters, [1.0], lr=1e-3, beta1=0.9, beta2=0.999)
+    adam.forget(parameter, 0, torch.tensor([1]))
+    with pytest.raises(TypeCheckError):
+        adam.forget(parameter, 0, torch.tensor([[1]]))
 
 
 def test_what_runs_before_training_does_not_load_torch() -> None:
