@@ -12,11 +12,14 @@ from sae_sweeps.interfaces import Optimizer
 
 
 class Moments(NamedTuple):
-    """What is remembered of a parameter."""
+    """What is remembered of a parameter; the names stand in checkpoints."""
 
     step: Tensor
+    """Steps made so far, a float32 scalar."""
     exp_avg: Tensor
+    """Running mean of its gradients, as it is handed over: some are transposed."""
     exp_avg_sq: Tensor
+    """Running mean of their squares, likewise."""
 
 
 @final

@@ -163,7 +163,6 @@ FEW = ["training.tokens=1024", "evaluation.tokens=1024"]
 TEXT = ["data=text", "data.sample_by=line", "data.held_out_share=0.4"]
 NOT_FINITE = "target_model: its activations are not finite on "
 
-
 LOADED: list[tuple[str | None, str, list[str]]] = [
     (NOT_FINITE, "damaged", FEW),
     (NOT_FINITE, "large", [*FEW, "target_model.dtype=float16"]),
