@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from tests.support.slow_model import SLOW
+
 from .conftest import Slurm, until
 from .sweeps import (
     JOB,
@@ -100,13 +102,14 @@ def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_path: Path) -> None:
     """The sweep waits in another process; here its only job is warned, saves and is requeued."""
-    words = [*WORDS, QUICK, "method=topk", "training.tokens=524288", "name=it", *STOCK]
+    words = [*WORDS, *SLOW, "method=topk", "training.tokens=65536", "name=it", *STOCK]
     words.remove("method=topk,mutual_choice")
+    words.append("training.log_every_tokens=2048")
     command = [sys.executable, "-m", "sae_sweeps", "-m", *words]
     waiting = subprocess.Popen(command, cwd=tmp_path, env={**slurm.env, "OMP_NUM_THREADS": "1"})
     folder = tmp_path / "outputs" / "it"
     try:
-        wait_for_tokens(folder, 40_000)
+        wait_for_tokens(folder, 10_000)
         job = slurm.run("squeue", "-h", "-o", "%A")
         slurm.run("scancel", "--signal=USR2", job)
         assert waiting.wait(120) == 0
@@ -119,9 +122,9 @@ def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_p
 
 def test_a_second_launch_leaves_to_the_first_what_is_its_own(slurm: Slurm, tmp_path: Path) -> None:
     """Submitted twice with an axis more: the second has the new runs only, and may cancel all."""
-    folder = submit(slurm, tmp_path, QUICK, "training.tokens=5000000")
+    folder = submit(slurm, tmp_path, *SLOW, "training.tokens=1000000")
     until(lambda: len(processes(folder)) == 1, "the first job's start", 60)
-    words = (*WORDS, QUICK, "training.tokens=5000000", "name=it")
+    words = (*WORDS, *SLOW, "training.tokens=1000000", "name=it")
     again = sae_sweeps(slurm, tmp_path, *words, *JOB, "seed=0,1")
     assert "2 runs to train, 2 under way in job" in again.stdout
     [second] = jobs(folder)

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support.slow_model import SLOW
+
 from .conftest import NODES, Slurm, new_cluster, start, until
 from .sweeps import (
-    QUICK,
     end_node,
     jobs,
     kill,
@@ -31,8 +32,8 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-LENGTH = (QUICK, "training.tokens=393216", "training.log_every_tokens=8192")
-DISTURBED_AT = 40_000
+LENGTH = (*SLOW, "training.tokens=81920", "training.log_every_tokens=2048")
+DISTURBED_AT = 16_000
 OFTEN = "checkpoint_minutes=0.002"
 """Where no signal comes, or too late, the clock saves."""
 A_NODE_EACH = "hydra.launcher.memory=3900M"

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.slow_model import SLOW
 from tests.support.wandb_backend import Backend
 
 from .conftest import Slurm, until
 from .sweeps import (
-    QUICK,
     jobs,
     preempt,
     sae_sweeps,
@@ -23,9 +23,9 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-WORDS = (QUICK, "tracking=wandb", "training.tokens=786432", "training.log_every_tokens=16384")
+WORDS = (*SLOW, "tracking=wandb", "training.tokens=98304", "training.log_every_tokens=2048")
 ROWS = 48
-PREEMPTED_AT = (60_000, 180_000, 300_000)
+PREEMPTED_AT = (8_000, 22_000, 38_000)
 """A preemption takes a moment, in which the job must not come to its end."""
 BY_THE_CLOCK = ("perf/tokens_per_s", "_timestamp", "_runtime", "_wandb")
 
