@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -277,8 +278,8 @@ class Silent(Noise):
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A later version of the package."""
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a later version of the package."""
     root = tmp_path_factory.mktemp("release")
     for name in ("sae_sweeps", "conf", "hydra_plugins"):
         ignore = shutil.ignore_patterns("__pycache__", "embedded")
@@ -292,6 +293,23 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def release(code: Path) -> Iterator[Launches]:
+    """The later version's command."""
+    launches = Launches(code)
+    yield launches
+    launches.close()
+
+
+@contextmanager
+def changed(path: Path, *changes: tuple[str, str]) -> Generator[None, None, None]:
+    """Change a file for a while; commands read what they need of it when they start."""
+    text = path.read_text()
+    change(path, *changes)
+    yield
+    path.write_text(text)
+
+
 def change(path: Path, *changes: tuple[str, str]) -> None:
     text = path.read_text()
     for old, new in changes:
@@ -300,100 +318,89 @@ def change(path: Path, *changes: tuple[str, str]) -> None:
     path.write_text(text)
 
 
-def released(release: Path, study: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the later version's command."""
-    env = os.environ | {"PYTHONPATH": str(release), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "sae_sweeps", *words]
-    return subprocess.run(line, cwd=study, env=env, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_what_is_added_trains_and_measures_nothing_anew(
-    study: Path, release: Path, name: str
+    study: Path, release: Launches, name: str
 ) -> None:
     before = stamps(study)
-    done = released(release, study, *command(study, name))
-    assert done.returncode == 0, done.stderr
-    assert ": 0 runs to train, " in done.stdout and "measure" not in done.stdout
+    done = release.run(study, *command(study, name))
+    assert done.code == 0, done.err
+    assert ": 0 runs to train, " in done.out and "measure" not in done.out
     assert stamps(study) == before
 
 
 @pytest.mark.slow
 def test_a_measure_that_is_added_is_absent_of_old_results_until_asked_for(
-    study: Path, release: Path
+    study: Path, release: Launches
 ) -> None:
     words = [word for word in command(study, "six") if not word.startswith(("method=", "k="))]
     words += ["method=topk", "tracking=off"]
-    done = released(release, study, *words, "k=2,3")
-    assert "six: 1 run to train, 1 finished before" in done.stdout, done.stderr
-    table = done.stdout.split("Sweep six")[1]
+    done = release.run(study, *words, "k=2,3")
+    assert "six: 1 run to train, 1 finished before" in done.out, done.err
+    table = done.out.split("Sweep six")[1]
     assert "L0 spread" in table
     with (study / "outputs/six/pareto.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     told = [row for row in rows if row["l0_spread"]]
     assert len(rows) == 13 and [row["k"] for row in told] == ["3.0"]
-    done = released(release, study, *words, "k=2", "measure_anew=true")
-    assert "six: 0 runs to train, 1 to measure anew" in done.stdout, done.stderr
+    done = release.run(study, *words, "k=2", "measure_anew=true")
+    assert "six: 0 runs to train, 1 to measure anew" in done.out, done.err
     with (study / "outputs/six/pareto.csv").open(newline="") as file:
         assert sum(row["l0_spread"] != "" for row in csv.DictReader(file)) == 2
 
 
 @pytest.mark.slow
-def test_what_is_added_stops_no_run_on_its_way(study: Path, release: Path) -> None:
-    done = released(release, study, "status", "outputs/half", "--json")
-    [said] = json.loads(done.stdout)
+def test_what_is_added_stops_no_run_on_its_way(study: Path, release: Launches) -> None:
+    done = release.run(study, "status", "outputs/half", "--json")
+    [said] = json.loads(done.out)
     assert {run["state"] for run in said["runs"]} == {"lost"}
     words = [word for word in command(study, "half") if not word.startswith("method=")]
-    done = released(release, study, *words, "method=jumprelu")
-    assert "2 runs to train, 2 of them from a checkpoint" in done.stdout, done.stderr
+    done = release.run(study, *words, "method=jumprelu")
+    assert "2 runs to train, 2 of them from a checkpoint" in done.out, done.err
 
 
 @pytest.mark.slow
-def test_what_differs_from_its_birth_is_another_run(study: Path, release: Path) -> None:
+def test_what_differs_from_its_birth_is_another_run(study: Path, release: Launches) -> None:
     words = [word for word in command(study, "six") if not word.startswith(("method=", "k="))]
     words += ["method=topk", "k=2"]
-    done = released(release, study, *words, "allocator.jitter=0.0", "training.late=4096")
-    assert "six: 0 runs to train, 1 finished before" in done.stdout, done.stderr
-    done = released(release, study, *words, "allocator.jitter=0.5")
-    assert "six: 1 run to train" in done.stdout, done.stderr
-    done = released(release, study, *words, "allocator.jitter=0.5", "extra.width=4")
-    assert "six: 1 run to train" in done.stdout, done.stderr
+    done = release.run(study, *words, "allocator.jitter=0.0", "training.late=4096")
+    assert "six: 0 runs to train, 1 finished before" in done.out, done.err
+    done = release.run(study, *words, "allocator.jitter=0.5")
+    assert "six: 1 run to train" in done.out, done.err
+    done = release.run(study, *words, "allocator.jitter=0.5", "extra.width=4")
+    assert "six: 1 run to train" in done.out, done.err
 
 
 @pytest.mark.slow
 def test_a_default_that_changes_makes_other_runs_and_is_told(
-    study: Path, tmp_path_factory: pytest.TempPathFactory, release: Path
+    study: Path, code: Path, release: Launches
 ) -> None:
-    root = tmp_path_factory.mktemp("later") / "release"
-    shutil.copytree(release, root, symlinks=True)
-    change(root / "conf/optimizer/adam.yaml", ("lr: 3e-3", "lr: 6e-3"))
     words = [word for word in command(study, "six") if not word.startswith("method=")]
-    done = released(root, study, *words, "method=topk", "tracking=off")
-    assert "six: 2 runs to train" in done.stdout, done.stderr
-    assert "six: beside runs that differ in optimizer.lr 0.006 (was 0.003)\n" in done.stdout
+    with changed(code / "conf/optimizer/adam.yaml", ("lr: 3e-3", "lr: 6e-3")):
+        done = release.run(study, *words, "method=topk", "tracking=off")
+    assert "six: 2 runs to train" in done.out, done.err
+    assert "six: beside runs that differ in optimizer.lr 0.006 (was 0.003)\n" in done.out
     assert len(list((study / "outputs/six/runs").iterdir())) == 14
 
 
 @pytest.mark.slow
 def test_an_algorithm_that_is_replaced_refuses_what_is_half_done(
-    study: Path, tmp_path_factory: pytest.TempPathFactory, release: Path
+    study: Path, code: Path, release: Launches
 ) -> None:
-    root = tmp_path_factory.mktemp("replaced") / "release"
-    shutil.copytree(release, root, symlinks=True)
     where = (
         "class JumpReLU(Architecture):\n",
         "class JumpReLU(Architecture):\n    numerics = 2\n\n",
     )
-    change(root / "sae_sweeps/architecture/jumprelu.py", where)
-    done = released(root, study, "status", "outputs/six", "--json")
-    assert json.loads(done.stdout)[0]["counts"]["done"] == 12
-    assert released(root, study, "report", "outputs/six").returncode == 0
-    done = released(root, study, "retry", "outputs/half")
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert "JumpReLU has numerics 2 now, and the run has 1" in line
-    words = [word for word in command(study, "six") if not word.startswith("method=")]
-    done = released(root, study, *words, "method=topk,jumprelu", "tracking=off")
-    assert "six: 2 runs to train, 2 finished before" in done.stdout, done.stderr
-    assert "differ in architecture._numerics_ 2 (was None)" in done.stdout
+    with changed(code / "sae_sweeps/architecture/jumprelu.py", where):
+        done = release.run(study, "status", "outputs/six", "--json")
+        assert json.loads(done.out)[0]["counts"]["done"] == 12
+        assert release.run(study, "report", "outputs/six").code == 0
+        done = release.run(study, "retry", "outputs/half")
+        assert done.code == 1
+        [line] = done.err.splitlines()
+        assert "JumpReLU has numerics 2 now, and the run has 1" in line
+        words = [word for word in command(study, "six") if not word.startswith("method=")]
+        done = release.run(study, *words, "method=topk,jumprelu", "tracking=off")
+        assert "six: 2 runs to train, 2 finished before" in done.out, done.err
+        assert "differ in architecture._numerics_ 2 (was None)" in done.out

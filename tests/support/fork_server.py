@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.places import CONF, ROOT
+from tests.support.places import ROOT
 
 MEMORY_BYTES = 4 * 2**30
 FILE_BYTES = 2**28
@@ -53,11 +53,13 @@ class Command:
 class ForkServer:
     """The process that forks, seen from a test."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: Path = ROOT) -> None:
+        """Have it load the package that lies in a folder, by default the repository's."""
         own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
+        own["PYTHONPATH"] = f"{package}{os.pathsep}{ROOT}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server"],
-            cwd=ROOT,
+            cwd=package,
             env=environment() | own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -125,7 +127,8 @@ def load() -> None:
     import sae_sweeps
     from tests.support import option_files
 
-    for module in pkgutil.walk_packages(sae_sweeps.__path__, "sae_sweeps."):
+    [package] = sae_sweeps.__path__
+    for module in pkgutil.walk_packages([package], "sae_sweeps."):
         if not module.name.startswith("sae_sweeps.embedded.") and "__main__" not in module.name:
             importlib.import_module(module.name)
     # What they import later: with the first optimiser, model, job, tracked run and display.
@@ -133,7 +136,7 @@ def load() -> None:
     for name in (*late, "submitit.core.core", "wandb", "rich.progress"):
         importlib.import_module(name)
     ConfigRepository.load_config = option_files.load_config
-    option_files.load_all(CONF)
+    option_files.load_all(Path(package).parent / "conf")
 
 
 def become(command: Command) -> int:

@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.fork_server import Command, ForkServer, environment
+from tests.support.places import ROOT
 
 SMALL = (
     *("k=4", "d_sae=64", "device=cpu", "tracking=off", "stream.batch_tokens=512"),
@@ -85,8 +86,8 @@ class Launch:
 class Launches:
     """Commands on the process that forks."""
 
-    def __init__(self) -> None:
-        self.server, self.count = ForkServer(), 0
+    def __init__(self, package: Path = ROOT) -> None:
+        self.server, self.count = ForkServer(package), 0
         self.started: list[Launch] = []
 
     def start(
