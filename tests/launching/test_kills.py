@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.kills import WORDS, killed, undisturbed
-from tests.support.launches import SYNTHETIC
+from tests.support.slow_model import SLOW_TARGET
 
 TWO_RUNS = (
-    *(SYNTHETIC, "k=8", "training.log_every_tokens=2048", "checkpoint_minutes=0.002"),
-    "training.tokens=262144",
+    *(*SLOW_TARGET, "k=8", "training.log_every_tokens=512", "checkpoint_minutes=0.002"),
+    "training.tokens=32768",
 )
 
 

@@ -35,6 +35,7 @@ from tests.support.launches import (
     trained,
     until,
 )
+from tests.support.slow_model import SLOW_TARGET
 from tests.support.small import Quiet, small_run, train, train_pack
 
 __all__ = ["launches"]  # a fixture
@@ -42,7 +43,7 @@ __all__ = ["launches"]  # a fixture
 pytestmark = pytest.mark.xdist_group("launches")
 
 IT = [*SMALL, SYNTHETIC, "name=it"]
-TWO_RUNS = [*IT, "method=topk,mutual_choice", "training.tokens=196608"]
+TWO_RUNS = [*SMALL, *SLOW_TARGET, "name=it", "method=topk,mutual_choice", "training.tokens=32768"]
 BRIEF = [*IT, "method=topk,mutual_choice", "training.tokens=8192"]
 OFTEN = "checkpoint_minutes=0.001"
 
@@ -164,7 +165,7 @@ def test_a_read_only_disk_is_one_line(launches: Launches, tmp_path: Path, mounts
     assert "Read-only file system" in one_line(launches.run(tmp_path, *BRIEF), 1)
     mounts("-o", "remount,rw", str(sweep))
     launch = launches.start(tmp_path, *TWO_RUNS)
-    until(lambda: trained(sweep / "it") >= 20000, "tokens")
+    until(lambda: trained(sweep / "it") >= 5000, "tokens")
     launch.send(signal.SIGTERM)
     launch.wait()
     saved = checkpoints(sweep / "it")
@@ -402,7 +403,7 @@ def test_retry_from_elsewhere_finds_the_users_modules(
 def test_retry_goes_on_with_lost_runs(launches: Launches, tmp_path: Path) -> None:
     launch = launches.start(tmp_path, *TWO_RUNS, OFTEN)
     folder = tmp_path / "outputs/it"
-    until(lambda: len(checkpoints(folder)) >= 2 and trained(folder) > 20000, "checkpoints")
+    until(lambda: len(checkpoints(folder)) >= 2 and trained(folder) > 5000, "checkpoints")
     launch.send(signal.SIGKILL)
     launch.wait()
     again = launches.run(tmp_path / "elsewhere", "retry", str(folder))

@@ -26,16 +26,17 @@ from tests.support.launches import (
     trained,
     until,
 )
+from tests.support.slow_model import SLOW_TARGET
 
 __all__ = ["launches", "run", "trainer"]  # fixtures
 
 # One process that has loaded everything, and one undisturbed sweep, serve all tests.
 pytestmark = pytest.mark.xdist_group("launches")
 
-TWO_RUNS = [*SMALL, SYNTHETIC, "name=it", "method=topk,mutual_choice"]
+TWO_RUNS = [*SMALL, *SLOW_TARGET, "name=it", "method=topk,mutual_choice"]
 """In one pack."""
-LONG = [*TWO_RUNS, "training.tokens=196608"]
-LONGER = [*TWO_RUNS, "training.tokens=294912"]
+LONG = [*TWO_RUNS, "training.tokens=32768"]
+LONGER = [*TWO_RUNS, "training.tokens=65536"]
 """For workers, of which one may start seconds before the other."""
 PACKS = [
     *SMALL,
@@ -96,7 +97,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 ) -> None:
     folder = tmp_path / "outputs/it"
     launch = launches.start(tmp_path, *LONG)
-    until(lambda: trained(folder) >= 20000, "tokens")
+    until(lambda: trained(folder) >= 5000, "tokens")
     sent = time.monotonic()
     launch.send(signum)
     assert launch.wait(10) == 128 + signum
@@ -104,7 +105,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     [line] = launch.err.splitlines()
     assert line.startswith("sae-sweeps: interrupted, 0 of 2 runs are finished and the others saved")
     saved = checkpoints(folder)
-    assert len(saved) == 2 and min(saved) > 15000
+    assert len(saved) == 2 and min(saved) > 4000
     again = launches.run(tmp_path, *LONG)
     assert (again.code, again.err) == (0, "")
     assert "2 runs to train, 2 of them from a checkpoint" in again.out
@@ -370,7 +371,7 @@ def test_force_after_an_interruption_starts_from_nothing(
 ) -> None:
     folder = tmp_path / "outputs/it"
     launch = launches.start(tmp_path, *LONG)
-    until(lambda: trained(folder) >= 20000, "tokens")
+    until(lambda: trained(folder) >= 5000, "tokens")
     launch.send(signal.SIGTERM)
     launch.wait()
     assert launches.run(tmp_path, *LONG, "force=true").code == 0

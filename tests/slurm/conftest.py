@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.places import ROOT
-
 SCRIPT = Path(__file__).parent / "start-slurm.sh"
 NODES, GPUS = 4, 2
 NOT_INSTALLED = 77
@@ -35,9 +33,7 @@ class Slurm:
         env = {
             key: value for key, value in os.environ.items() if not key.startswith(OTHER_CLUSTERS)
         }
-        modules = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
         return env | {
-            "PYTHONPATH": os.pathsep.join(modules),
             "SLURM_CONF": str(self.folder / "etc" / "slurm.conf"),
             # Daemons lie where not every user looks.
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin",

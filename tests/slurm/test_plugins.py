@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.support.slow_model import SLOW
+from tests.support.slow_model import SLOW_TARGET
 
 from .conftest import Slurm, until
 from .sweeps import (
@@ -102,7 +102,7 @@ def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_path: Path) -> None:
     """The sweep waits in another process; here its only job is warned, saves and is requeued."""
-    words = [*WORDS, *SLOW, "method=topk", "training.tokens=65536", "name=it", *STOCK]
+    words = [*WORDS, *SLOW_TARGET, "method=topk", "training.tokens=65536", "name=it", *STOCK]
     words.remove("method=topk,mutual_choice")
     words.append("training.log_every_tokens=2048")
     command = [sys.executable, "-m", "sae_sweeps", "-m", *words]
@@ -122,9 +122,9 @@ def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_p
 
 def test_a_second_launch_leaves_to_the_first_what_is_its_own(slurm: Slurm, tmp_path: Path) -> None:
     """Submitted twice with an axis more: the second has the new runs only, and may cancel all."""
-    folder = submit(slurm, tmp_path, *SLOW, "training.tokens=1000000")
+    folder = submit(slurm, tmp_path, *SLOW_TARGET, "training.tokens=1000000")
     until(lambda: len(processes(folder)) == 1, "the first job's start", 60)
-    words = (*WORDS, *SLOW, "training.tokens=1000000", "name=it")
+    words = (*WORDS, *SLOW_TARGET, "training.tokens=1000000", "name=it")
     again = sae_sweeps(slurm, tmp_path, *words, *JOB, "seed=0,1")
     assert "2 runs to train, 2 under way in job" in again.stdout
     [second] = jobs(folder)

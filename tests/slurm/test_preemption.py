@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.slow_model import SLOW
+from tests.support.slow_model import SLOW_TARGET
 
 from .conftest import NODES, Slurm, new_cluster, start, until
 from .sweeps import (
@@ -32,7 +32,7 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-LENGTH = (*SLOW, "training.tokens=81920", "training.log_every_tokens=2048")
+LENGTH = (*SLOW_TARGET, "training.tokens=81920", "training.log_every_tokens=2048")
 DISTURBED_AT = 16_000
 OFTEN = "checkpoint_minutes=0.002"
 """Where no signal comes, or too late, the clock saves."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.slow_model import SLOW
+from tests.support.slow_model import SLOW_TARGET
 from tests.support.wandb_backend import Backend
 
 from .conftest import Slurm, until
@@ -23,7 +23,7 @@ from .sweeps import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-WORDS = (*SLOW, "tracking=wandb", "training.tokens=98304", "training.log_every_tokens=2048")
+WORDS = (*SLOW_TARGET, "tracking=wandb", "training.tokens=98304", "training.log_every_tokens=2048")
 ROWS = 48
 PREEMPTED_AT = (8_000, 22_000, 38_000)
 """A preemption takes a moment, in which the job must not come to its end."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
 
-SLOW = (f"--config-dir={Path(__file__).parent / 'slow'}", "target_model=slow")
+SLOW_TARGET = (f"--config-dir={Path(__file__).parent / 'slow'}", "target_model=slow")
 """Options of a run that lasts 0.8 s for every 10,000 tokens, of which it trains for 0.05 s."""
 
 

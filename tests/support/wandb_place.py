@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fork_server import environment
-from tests.support.launches import SMALL, SYNTHETIC, Launch, rows
+from tests.support.launches import SMALL, Launch, rows
 from tests.support.wandb_backend import Backend
 from tests.support.wandb_offline import OfflineRun, read
 
 WORDS = [
     *(word for word in SMALL if word != "tracking=off"),
-    *(SYNTHETIC, "name=it", "method=topk,mutual_choice", "training.log_every_tokens=1024"),
+    *("name=it", "method=topk,mutual_choice", "training.log_every_tokens=1024"),
 ]
-"""Two runs."""
+"""Two runs, of a target model that is for each test to say."""
 MAIN = "tests.support.wandb_launch"
 LIMITS = "sae_sweeps.tracking.wandb.session"
 SOON = {f"{LIMITS}:FIRST_SENDS_EVERY_S": 1.0, f"{LIMITS}:OTHERS_SEND_EVERY_S": 1.0}

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.launches import Launch, Launches, Left, launches, left, until
+from tests.support.launches import SYNTHETIC, Launch, Launches, Left, launches, left, until
+from tests.support.slow_model import SLOW_TARGET
 from tests.support.wandb_backend import Backend
 from tests.support.wandb_place import LIMITS, MAIN, SOON, WORDS, Place
 
@@ -25,7 +26,9 @@ __all__ = ["launches"]  # a fixture
 
 pytestmark = pytest.mark.xdist_group("tracking")
 
-BRIEF, LONG = "training.tokens=16384", "training.tokens=196608"
+Length = tuple[str, ...]
+"""Options that say how long a launch trains."""
+BRIEF, LONG = (SYNTHETIC, "training.tokens=16384"), (*SLOW_TARGET, "training.tokens=49152")
 """Of some seconds where something is to happen midway."""
 NO_SERVER = "http://127.0.0.1:9"
 END_S = 6.0
@@ -59,7 +62,7 @@ class Fault(NamedTuple):
     """Who has all rows in the end: `server`, `disk` or, where neither can, `nobody`."""
 
     @property
-    def length(self) -> str:
+    def length(self) -> Length:
         return BRIEF if self.midway is nothing else LONG
 
 
@@ -218,16 +221,16 @@ def last_result(sweep: Path) -> float:
 @pytest.fixture(scope="module")
 def undisturbed(
     launches: Launches, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Undisturbed]:
+) -> Callable[[Length], Undisturbed]:
     """Train without tracking, by the option that says how long; once each."""
     home = tmp_path_factory.mktemp("undisturbed")
     assert launches.run(home, "--version").code == 0  # by then everything is loaded
 
     @cache
-    def train(length: str) -> Undisturbed:
+    def train(length: Length) -> Undisturbed:
         home = tmp_path_factory.mktemp("undisturbed")
         began = time.monotonic()
-        seconds = timed(launches.start(home, *WORDS, length, "tracking=off"), began)
+        seconds = timed(launches.start(home, *WORDS, *length, "tracking=off"), began)
         return Undisturbed(trained(home / "outputs" / "it"), seconds)
 
     return train
@@ -251,13 +254,16 @@ def is_midway(place: Place) -> bool:
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_a_fault_costs_no_time_and_after_a_sync_no_row(
-    name: str, launches: Launches, place: Place, undisturbed: Callable[[str], Undisturbed]
+    name: str,
+    launches: Launches,
+    place: Place,
+    undisturbed: Callable[[Length], Undisturbed],
 ) -> None:
     fault = FAULTS[name]
     expected = undisturbed(fault.length)
     fault.before(place)
     began = time.monotonic()
-    words, patches = (*WORDS, fault.length), SOON | dict(fault.limits)
+    words, patches = (*WORDS, *fault.length), SOON | dict(fault.limits)
     place.launch = launches.start(place.home, *words, main=MAIN, env=place.env, patches=patches)
     if fault.midway is not nothing:
         until(lambda: is_midway(place), "row at W&B", 30)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.launches import Launches, launches, until
+from tests.support.slow_model import SLOW_TARGET
 from tests.support.wandb_backend import Backend, ServedRun
 from tests.support.wandb_offline import read
 from tests.support.wandb_place import MAIN, SOON, WORDS, Place
@@ -17,7 +18,7 @@ __all__ = ["launches"]  # a fixture
 
 pytestmark = pytest.mark.xdist_group("tracking")
 
-PACKS = [*WORDS, "training.tokens=98304", "stream.seed=0,1,2"]
+PACKS = [*WORDS, *SLOW_TARGET, "training.tokens=24576", "stream.seed=0,1,2"]
 """Three packs of two runs."""
 
 
