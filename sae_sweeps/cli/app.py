@@ -8,9 +8,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> int:
         complain(line(error))
         return 1
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with hydra_as_library(arguments):
+    with hydra_as_library(arguments), composed_once():
         try:
             app()
         except KeyboardInterrupt:
@@ -145,6 +146,25 @@ def hydra_as_library(arguments: Sequence[str]) -> Generator[None, None, None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+@contextmanager
+def composed_once() -> Generator[None, None, None]:
+    """Spare Hydra to compose the whole config only to learn its mode, a fifth of a short command.
+
+    It is a multirun (see `arranged`), unless the user asks for another mode, which Hydra refuses.
+    """
+    get_mode = Hydra.get_mode
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        asked = any("hydra.mode" in word for word in overrides)
+        return get_mode(self, config_name, overrides) if asked else None
+
+    Hydra.get_mode = mode
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode
 
 
 def loosened(arguments: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ TOY = [
     "target_model=synthetic",
     *("target_model.d_in=32", "target_model.features=192", "target_model.l0=5"),
     *("target_model.offset=0", "d_sae=256", "stream.chunk_tokens=16384"),
-    *("training.tokens=655360", "optimizer.lr=2e-3", "schedule.decay_tokens=262144"),
+    *("training.tokens=393216", "optimizer.lr=2e-3", "schedule.decay_tokens=196608"),
     *("evaluation.tokens=16384", "stream.calibration_tokens=16384"),
 ]
 RUNS = {
