@@ -67,11 +67,10 @@ class Place:
 
     def logs(self) -> list[Path]:
         """W&B's logs of all attempts that `wandb sync` may see, oldest first."""
-        paths = (self.sweep / "wandb").glob("*run-2*/run-*.wandb")
         times: dict[Path, int] = {}
-        for path in paths:
-            with suppress(FileNotFoundError):  # set aside in between
-                times[path] = path.stat().st_ctime_ns
+        for folder in (self.sweep / "wandb").glob("*run-2*"):
+            with suppress(FileNotFoundError):  # set aside in between, as a whole
+                times |= {log: log.stat().st_ctime_ns for log in folder.glob("run-*.wandb")}
         return sorted(times, key=times.__getitem__)
 
     def rows(self) -> list[dict[str, Any]]:
