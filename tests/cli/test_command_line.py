@@ -4,8 +4,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 from sae_sweeps.record.run import Run
 from tests.support.commands import Trainer, command, configs, python, run, trainer, write
@@ -25,6 +28,23 @@ def test_a_single_run_is_a_sweep_of_one_point(
     assert only.label == "token_choice + aux_k"
     assert only.config.tree["k"] == 16.0 and only.config.tree["allocator"]["k"] == 16
     assert trainer.reports == [only.folder.parent.parent]
+
+
+def test_the_config_is_composed_once_as_a_whole_and_once_for_each_point(
+    run: Callable[..., int], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra itself would begin with one more, a fifth of a short command's time."""
+    composed: list[object] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, *given: Any, **options: Any) -> DictConfig:
+        composed.append(given)
+        return load(self, *given, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert run("k=4,8") == 0
+    assert len(trainer.runs) == 2
+    assert len(composed) == 3
 
 
 @pytest.mark.slow
