@@ -306,8 +306,10 @@ def changed(path: Path, *changes: tuple[str, str]) -> Generator[None, None, None
     """Change a file for a while; commands read what they need of it when they start."""
     text = path.read_text()
     change(path, *changes)
-    yield
-    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text(text)
 
 
 def change(path: Path, *changes: tuple[str, str]) -> None:

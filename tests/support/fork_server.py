@@ -53,13 +53,15 @@ class Command:
 class ForkServer:
     """The process that forks, seen from a test."""
 
-    def __init__(self, package: Path = ROOT) -> None:
-        """Have it load the package that lies in a folder, by default the repository's."""
+    def __init__(self, checkout: Path = ROOT) -> None:
+        """Have it load the package and the option files of a folder such as the repository."""
+        self.modules = f"{checkout}{os.pathsep}{ROOT}"
+        """Where a command's own processes find the same package, and the tests."""
         own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
-        own["PYTHONPATH"] = f"{package}{os.pathsep}{ROOT}"
+        own["PYTHONPATH"] = self.modules
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server"],
-            cwd=package,
+            cwd=checkout,
             env=environment() | own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -86,8 +86,8 @@ class Launch:
 class Launches:
     """Commands on the process that forks."""
 
-    def __init__(self, package: Path = ROOT) -> None:
-        self.server, self.count = ForkServer(package), 0
+    def __init__(self, checkout: Path = ROOT) -> None:
+        self.server, self.count = ForkServer(checkout), 0
         self.started: list[Launch] = []
 
     def start(
@@ -102,7 +102,8 @@ class Launches:
         (home / cwd).mkdir(parents=True, exist_ok=True)
         self.count += 1
         out, err = (str(home / f"{name}-{self.count}") for name in ("out", "err"))
-        given = dict(env or environment() | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"})
+        own = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": self.server.modules}
+        given = dict(env or environment() | own)
         command = Command(words, str(home / cwd), out, err, given, **how)
         launch = Launch(self.server, self.server.start(command), Path(out), Path(err))
         self.started.append(launch)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetModel
 
 SLOW_TARGET = (f"--config-dir={Path(__file__).parent / 'slow'}", "target_model=slow")
-"""Options of a run that lasts 0.8 s for every 10,000 tokens, of which it trains for 0.05 s."""
+"""Options of a run that lasts 0.8 s for every 10,000 tokens, and computes for little of it."""
 
 
 class Slow(TargetModel):
@@ -28,6 +28,7 @@ class Slow(TargetModel):
 
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         if split == "train":
+            # In this time a test disturbs the run, and other tests have the processor.
             time.sleep(self.seconds_per_row * len(rows))
         numbers = [2 * row + (split == "train") for row in rows.tolist()]
         return torch.cat([self._row(number) for number in numbers]).to(self.device)
