@@ -26,6 +26,7 @@ from tests.support.launches import (
     trained,
     until,
 )
+from tests.support.processes import children
 from tests.support.slow_model import SLOW_TARGET
 
 __all__ = ["launches", "run", "trainer"]  # fixtures
@@ -183,19 +184,6 @@ def test_one_pack_is_divided_among_workers(
     assert [len(pack["runs"]) for pack in packs] == [1, 1]
 
 
-def workers(launch: Launch) -> list[int]:
-    """The processes that a launch has started and that live."""
-    found: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == launch.pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
 def left_after(folder: Path) -> list[float]:
     """How many seconds after a signal runs were saved."""
     lines = [line for line in logs(folder).splitlines() if " s after SIG" in line]
@@ -215,7 +203,7 @@ def test_a_killed_worker_costs_its_own_run_only(
     folder = tmp_path / "outputs/it"
     launch = launches.start(tmp_path, *LONGER, TWO, "checkpoint_minutes=0.002")
     until(lambda: len(in_training(folder)) == 2 and checkpoints(folder), "training")
-    [victim, _] = sorted(workers(launch))
+    [victim, _] = sorted(children(launch.pid))
     os.kill(victim, signal.SIGKILL)
     assert launch.wait() == 2
     [line] = failures(launch)

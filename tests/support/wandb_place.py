@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.support.fork_server import environment
 from tests.support.launches import SMALL, Launch, rows
+from tests.support.processes import children
 from tests.support.wandb_backend import Backend
 from tests.support.wandb_offline import OfflineRun, read
 
@@ -36,8 +37,7 @@ class Place:
 
     def services(self) -> list[int]:
         """W&B's own process."""
-        tasks = Path(f"/proc/{self.launch.pid}/task").glob("*/children")
-        return [int(child) for task in tasks for child in task.read_text().split()]
+        return children(self.launch.pid)
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """What W&B must have, from the runs' own files."""
