@@ -476,7 +476,6 @@ def test_a_kill_in_the_middle_of_an_upload_costs_and_doubles_nothing(
     while any(map(lives, started)):  # it would send on what follows on rows that were lost
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    print("SURV", started, time.monotonic() - deadline + 30)
     backend.refuse, backend.spoil = (lambda _: None), (lambda _: None)
     code, _, complaints = uploaded(sweep.folder)
     assert (code, complaints) == (0, [])
