@@ -11,9 +11,9 @@ import pytest
 import torch
 from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
-from jaxtyping import install_import_hook
 from numpy.typing import NDArray
 
+from tests.support import shapes
 from tests.support.option_files import load_config
 from tests.support.places import ROOT
 
@@ -25,12 +25,12 @@ settings.load_profile("no_deadline")
 
 
 def pytest_configure() -> None:
-    """Calls are checked where shapes are told; to check plain types is for pyright."""
+    """Calls are checked where shapes are told."""
     files = (ROOT / "sae_sweeps").rglob("*.py")
     paths = [path.relative_to(ROOT) for path in files if "jaxtyping" in path.read_text()]
     modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
     assert not set(modules) & set(sys.modules), "imported before"
-    install_import_hook(modules, "beartype.beartype")
+    shapes.check(modules)
 
 
 @pytest.fixture(autouse=True)
