@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from beartype import beartype
+from jaxtyping import Float, TypeCheckError
 from torch import nn
 
 from sae_sweeps.optimizer.adam import Adam
 from tests.support.places import ROOT
+from tests.support.unchecked import unchecked
 
 PACKAGE = ROOT / "sae_sweeps"
 
@@ -75,6 +78,21 @@ def test_calls_are_checked_where_shapes_are_told() -> None:
     adam.forget(parameter, 0, torch.tensor([1]))
     with pytest.raises(TypeCheckError):
         adam.forget(parameter, 0, torch.tensor([[1]]))
+
+
+def test_a_value_is_checked_though_such_arguments_were_good_before() -> None:
+    lengths = iter([3, 2, 2, 3])
+
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    def given(_: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+        return torch.zeros(next(lengths))
+
+    with unchecked():
+        given(torch.zeros(2))  # which makes nothing good
+    for _ in range(2):
+        given(torch.zeros(2))
+    with pytest.raises(TypeCheckError, match="return value"):
+        given(torch.zeros(2))
 
 
 def test_what_runs_before_training_does_not_load_torch() -> None:

@@ -45,12 +45,12 @@ def checked(it: Any, wrap: Wrap) -> Any:
 def at_first(plain: Callable[..., Any], wrap: Wrap) -> Callable[..., Any]:
     """Call a function as it is, where such arguments have led to such a value before."""
     good: dict[object, set[object]] = {}
-    values: list[Any] = []
     whole = wrap(plain)
-    again = wrap(wraps(plain)(lambda *_, **__: values.pop()))  # to check another value
 
     @wraps(plain)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if jaxtyping.config.jaxtyping_disable:  # or what nobody checked would count as good
+            return plain(*args, **kwargs)
         brought = kind(args), kind(kwargs)
         if brought not in good:
             value = whole(*args, **kwargs)
@@ -58,8 +58,7 @@ def at_first(plain: Callable[..., Any], wrap: Wrap) -> Callable[..., Any]:
             return value
         value = plain(*args, **kwargs)
         if kind(value) not in good[brought]:
-            values.append(value)
-            again(*args, **kwargs)
+            wrap(wraps(plain)(lambda *_, **__: value))(*args, **kwargs)  # checks this value
             good[brought].add(kind(value))
         return value
 
