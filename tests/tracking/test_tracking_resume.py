@@ -27,6 +27,7 @@ from sae_sweeps.tracking.wandb import log_format, offline
 from tests.support import wandb_attempt
 from tests.support.fork_server import environment
 from tests.support.launches import Launch, Launches, launches, until
+from tests.support.processes import children
 from tests.support.wandb_backend import HISTORY, Backend, ServedRun
 from tests.support.wandb_offline import read as read_back
 
@@ -98,17 +99,12 @@ def only(place: Place) -> ServedRun:
 
 def killed(attempt: Launch, how: str) -> None:
     """End an attempt: by `kill -9` of all or of Python alone, or as a scheduler does."""
+    # W&B's own process has a session of its own.
     everyone = [attempt.pid] if how == "python" else [*children(attempt.pid), attempt.pid]
     for pid in everyone:
         with suppress(ProcessLookupError):  # a child may just have ended by itself
             os.kill(pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
     attempt.wait(20)
-
-
-def children(pid: int) -> list[int]:
-    """The process's children, of which W&B's has a session of its own."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def kill_again_and_again(
