@@ -33,13 +33,12 @@ def check(modules: Sequence[str]) -> None:
 
 def checked(it: Any, wrap: Wrap) -> Any:
     """Give a function, or a data class, that `wrap` checks whenever it meets something new."""
-    if not any("jaxtyping" in repr(told) for told in it.__annotations__.values()):
+    if isclass(it):
+        if is_dataclass(it) and "__init__" in vars(it):  # which has the fields of its bases too
+            it.__init__ = checked(it.__init__, wrap)
         return it
-    if not isclass(it):
-        return at_first(it, wrap)
-    if is_dataclass(it):
-        it.__init__ = at_first(it.__init__, wrap)
-    return it
+    tells = any("jaxtyping" in repr(told) for told in it.__annotations__.values())
+    return at_first(it, wrap) if tells else it
 
 
 def at_first(plain: Callable[..., Any], wrap: Wrap) -> Callable[..., Any]:

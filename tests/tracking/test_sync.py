@@ -30,6 +30,7 @@ from sae_sweeps.tracking.wandb.tracker import Wandb
 from sae_sweeps.tracking.wandb.uploading import alone, uploading
 from tests.support.fabricate import Slurm, config, finish, held
 from tests.support.fabricate import sweep as fabricated
+from tests.support.launches import until
 from tests.support.places import ROOT
 from tests.support.processes import family, lives
 from tests.support.wandb_attempt import STEP
@@ -466,16 +467,14 @@ def test_a_kill_in_the_middle_of_an_upload_costs_and_doubles_nothing(
     process = subprocess.Popen(
         command("sync", sweep.folder), env=environment, start_new_session=True
     )
-    deadline = time.monotonic() + 60
-    while not list(sweep.folder.rglob("*.syncstate")) or (taking["rows"] < min(taken, 10)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(
+        lambda: taking["rows"] >= min(taken, 10) and list(sweep.folder.rglob("*.syncstate")), "rows"
+    )
     started = family(process.pid)  # W&B's own process is in a group of its own
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while any(map(lives, started)):  # it would send on what follows on rows that were lost
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    # It would send on what follows on rows that were lost.
+    until(lambda: not any(map(lives, started)), "end of W&B's own process")
     backend.refuse, backend.spoil = (lambda _: None), (lambda _: None)
     code, _, complaints = uploaded(sweep.folder)
     assert (code, complaints) == (0, [])
