@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +30,8 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split
 from sae_sweeps.system import interrupt
 from tests.support.foreign import foreign, nothing
-from tests.support.places import ROOT
+from tests.support.fork_server import environment
+from tests.support.launches import Launch, the_launches
 
 TEXTS = [f"def f{i}(x):\n    return x + {i * i}\n" * (i % 7) for i in range(120)]
 Rows = dict[Split, list[list[int]]]
@@ -378,32 +377,15 @@ def test_the_cache_lies_where_users_say(monkeypatch: pytest.MonkeyPatch) -> None
 
 # --- Processes -----------------------------------------------------------------------------
 
-PACK = """
-import logging, sys, time
-from transformers import AutoTokenizer
-from sae_sweeps.data import token_rows
-from sae_sweeps.data.text import Text
-from sae_sweeps.embedded import MODEL
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-token_rows.BATCH_CHARACTERS, token_rows.COMMIT_S = int(sys.argv[2]), 0
-add = token_rows._Build._add
-token_rows._Build._add = lambda *given: (add(*given), time.sleep(float(sys.argv[3])))
-data = Text(
-    path=sys.argv[1], column="text", sample_by="document", context_tokens=32, separator="bos",
-    held_out_share=0.3, train_tokens=None, held_out_tokens=None,
-)
-data.rows("train", AutoTokenizer.from_pretrained(MODEL))
-"""
 
-
-def start(folder: Path, place: str, threads: int, batch: int, pause: float) -> Any:
+def start(home: Path, place: str, threads: int, batch: int, pause: float) -> Launch:
     """Pack a folder in a process of its own."""
-    env = os.environ | {
-        **{"SAE_SWEEPS_CACHE": str(folder / place), "RAYON_NUM_THREADS": str(threads)},
-        **{"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"},
+    env = environment() | {
+        **{"SAE_SWEEPS_CACHE": str(home / place), "RAYON_NUM_THREADS": str(threads)},
+        **{"TOKENIZERS_PARALLELISM": "true"},
     }
-    words = [sys.executable, "-c", PACK, str(folder / "texts"), str(batch), str(pause)]
-    return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+    words = (str(home / "texts"), str(batch), str(pause))
+    return the_launches().start(home, *words, main="tests.support.packing", env=env)
 
 
 def packed(folder: Path, place: str) -> dict[str, Any]:
@@ -412,34 +394,33 @@ def packed(folder: Path, place: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("launches")
 def test_threads_kills_and_company_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     for index, text in enumerate(TEXTS):
         (tmp_path / "texts" / f"{index:03d}.txt").write_text(text * 20)
     for place, threads, batch in (("one", 1, 10**6), ("two", 2, 1000)):
-        process = start(tmp_path, place, threads, batch, 0)
-        assert process.communicate(timeout=300) and process.returncode == 0
+        assert start(tmp_path, place, threads, batch, 0).wait() == 0
     for _ in range(2):
-        process = start(tmp_path, "killed", 2, 1, 0.02)
-        progress = wait_for_documents(tmp_path / "killed", process)
-        process.kill()
-        process.communicate(timeout=300)
+        launch = start(tmp_path, "killed", 2, 1, 0.02)
+        progress = wait_for_documents(tmp_path / "killed", launch)
+        launch.send(signal.SIGKILL)
+        launch.wait()
         assert 0 < progress < len(TEXTS)
     both = [start(tmp_path, "killed", 2, 1, 0.02) for _ in range(2)]
-    told = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert sum("packs tokens from document" in text for text in told) == 1
+    assert [launch.wait() for launch in both] == [0, 0], [launch.err for launch in both]
+    assert sum("packs tokens from document" in launch.err for launch in both) == 1
     assert packed(tmp_path, "one") == packed(tmp_path, "two") == packed(tmp_path, "killed")
 
 
-def wait_for_documents(place: Path, process: Any) -> int:
+def wait_for_documents(place: Path, launch: Launch) -> int:
     """Wait until ten documents more than at first are committed; the number there are."""
     deadline, first = time.monotonic() + 300, None
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and not launch.ended():
         for path in place.glob("tokens/*/progress.json"):
             documents = (token_cache.read(path) or {}).get("documents", 0)
             first = documents if first is None else first
             if documents >= first + 10:
                 return documents
         time.sleep(0.01)
-    raise AssertionError(process.communicate(timeout=60))
+    raise AssertionError(launch.err)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
 
+from tests.support.launches import the_launches
+
 from .conftest import Slurm, until
 
 WORDS = (
@@ -23,6 +25,7 @@ WORDS = (
 """Two runs in one pack, whose length is `training.tokens`."""
 QUICK = "target_model=synthetic"
 """To the stream one target model is as another, and this one takes jobs no 3 s to import."""
+OWN = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 JOB = ("hydra/launcher=slurm", "hydra.launcher.memory=1500M", "hydra.launcher.cpus=2")
 
 
@@ -30,10 +33,19 @@ def sae_sweeps(
     cluster: Slurm, home: Path, *words: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Call the command line in `home`, on a machine of the cluster."""
+    launches, env = the_launches(), {**cluster.env, **OWN, **env}
+    launch = launches.start(home.parent, *words, cwd=home.name, env=env)
+    return subprocess.CompletedProcess(words, launch.wait(300), launch.out, launch.err)
+
+
+def sae_sweeps_itself(
+    cluster: Slurm, home: Path, *words: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The same by Python's own start, which alone reads PYTHONPATH and has a `__main__`."""
     return subprocess.run(
         [sys.executable, "-m", "sae_sweeps", *words],
         cwd=home,
-        env={**cluster.env, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **env},
+        env={**cluster.env, **OWN, **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

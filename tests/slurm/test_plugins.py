@@ -21,6 +21,7 @@ from .sweeps import (
     left_behind,
     processes,
     sae_sweeps,
+    sae_sweeps_itself,
     status,
     submit,
     wait_for_end,
@@ -78,7 +79,7 @@ def test_optuna_gets_figures_of_runs_on_the_cluster(
     sweeper = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=3")
     aims = ("hydra.sweeper.direction=[minimize,minimize]", "hydra.launcher.objective=[l0,fvu]")
     words = [*WORDS[2:], "optimizer.lr=interval(0.0005,0.005)", *SHORT, "name=it", *JOB]
-    done = sae_sweeps(slurm, tmp_path, *sweeper, *aims, *words, "hydra.launcher.wait=true")
+    done = sae_sweeps_itself(slurm, tmp_path, *sweeper, *aims, *words, "hydra.launcher.wait=true")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "it"
     results = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
@@ -92,7 +93,7 @@ def test_optuna_gets_figures_of_runs_on_the_cluster(
 
 
 def test_the_stock_launcher_keeps_working(slurm: Slurm, tmp_path: Path) -> None:
-    done = sae_sweeps(slurm, tmp_path, "-m", *WORDS, *SHORT, "name=it", *STOCK)
+    done = sae_sweeps_itself(slurm, tmp_path, "-m", *WORDS, *SHORT, "name=it", *STOCK)
     assert done.returncode == 0, done.stdout + done.stderr
     here = sae_sweeps(slurm, tmp_path, *WORDS, *SHORT, "name=here")
     assert here.returncode == 0, here.stderr

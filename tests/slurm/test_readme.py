@@ -9,7 +9,7 @@ import pytest
 from tests.support.places import ROOT
 
 from .conftest import Slurm
-from .sweeps import sae_sweeps, status
+from .sweeps import sae_sweeps_itself, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -27,7 +27,7 @@ def test_the_lines_of_the_readme(slurm: Slurm, tmp_path: Path) -> None:
     words = [shlex.split(line.partition(" #")[0])[1:] for line in lines]
     assert [line[0] for line in words] == ["+sweep=pareto", "status", "wait", "cancel"]
     for line in words:
-        done = sae_sweeps(slurm, tmp_path, *line, *(TINY if "=" in line[0] else ()))
+        done = sae_sweeps_itself(slurm, tmp_path, *line, *(TINY if "=" in line[0] else ()))
         assert done.returncode == 0, done.stderr
     assert status(slurm, tmp_path / "outputs" / "fanned")["counts"]["done"] == 4
     assert (tmp_path / "outputs" / "fanned" / "pareto.png").exists()

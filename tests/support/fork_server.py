@@ -59,6 +59,8 @@ class ForkServer:
         """Where a command's own processes find the same package, and the tests."""
         own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
         own["PYTHONPATH"] = self.modules
+        self.asking = threading.Lock()
+        """Held by a thread of the test until it has its answer."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server"],
             cwd=checkout,
@@ -82,9 +84,10 @@ class ForkServer:
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        with self.asking:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
 
 
 def environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ class Launches:
     """Commands on the process that forks."""
 
     def __init__(self, checkout: Path = ROOT) -> None:
-        self.server, self.count = ForkServer(checkout), 0
+        self.server, self.counter = ForkServer(checkout), count(1)
         self.started: list[Launch] = []
 
     def start(
@@ -100,8 +101,8 @@ class Launches:
     ) -> Launch:
         """Start `sae-sweeps WORDS` in `home`, or a folder there; `how` has more of a `Command`."""
         (home / cwd).mkdir(parents=True, exist_ok=True)
-        self.count += 1
-        out, err = (str(home / f"{name}-{self.count}") for name in ("out", "err"))
+        number = next(self.counter)
+        out, err = (str(home / f"{name}-{number}") for name in ("out", "err"))
         own = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": self.server.modules}
         given = dict(env or environment() | own)
         command = Command(words, str(home / cwd), out, err, given, **how)
