@@ -450,8 +450,8 @@ def test_training_in_bfloat16_ends_near_float32s(
     also = [
         f"allocator={allocator}",
         f"engine={engine}",
-        "training.tokens=16384",
-        "stream.batch_tokens=1024",
+        "training.tokens=8192",
+        "stream.batch_tokens=512",
         "evaluation.ce_tokens=0",
     ]
     runs = [

@@ -177,7 +177,7 @@ PLACES = {
     "cross_entropy": (["evaluation.tokens=8192", "evaluation.ce_tokens=8192"], 10**9, 0.0, [4096]),
     "kl": (["fine_tune=kl", "fine_tune.tokens=2048"], 4096 + 512, 0.0, range(4608, 6144)),
     "harvest": (
-        [*("stream.chunk_tokens=65536", "training.tokens=131072"), "stream.batch_tokens=4096"],
+        [*("stream.chunk_tokens=32768", "training.tokens=36864"), "stream.batch_tokens=4096"],
         *(0, 0.1, [0]),
     ),
 }
