@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from tests.support.launches import Launches, launches
+
+__all__ = ["launches"]  # a fixture
+
 SMALL = (
     *("tracking=off", "device=cpu", "d_sae=64", "k=4", "training.tokens=4096"),
     *("stream.batch_tokens=512", "stream.chunk_tokens=1024", "stream.calibration_tokens=1024"),
@@ -36,6 +40,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
 
 
+@pytest.mark.xdist_group("launches")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -48,13 +53,13 @@ def results(folder: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_a_wrong_option_of_the_launcher_is_refused(
-    words: list[str], expected: str, tmp_path: Path
+    words: list[str], expected: str, launches: Launches, tmp_path: Path
 ) -> None:
-    done = sae_sweeps(tmp_path, *words)
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
+    done = launches.run(tmp_path, *SMALL, *words, cwd="empty")
+    assert done.code == 1
+    [line] = done.err.splitlines()
     assert expected in line
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.slow
