@@ -384,8 +384,11 @@ def start(home: Path, place: str, threads: int, batch: int, pause: float) -> Lau
         **{"SAE_SWEEPS_CACHE": str(home / place), "RAYON_NUM_THREADS": str(threads)},
         **{"TOKENIZERS_PARALLELISM": "true"},
     }
-    words = (str(home / "texts"), str(batch), str(pause))
-    return the_launches().start(home, *words, main="tests.support.packing", env=env)
+    words, at = (str(home / "texts"), str(pause)), module.__name__
+    patches = {f"{at}:BATCH_CHARACTERS": batch, f"{at}:COMMIT_S": 0}
+    return the_launches().start(
+        home, *words, main="tests.support.packing", env=env, patches=patches
+    )
 
 
 def packed(folder: Path, place: str) -> dict[str, Any]:

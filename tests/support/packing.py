@@ -1,6 +1,6 @@
 """Packs a folder of text into token rows, as a process of its own that a test may kill.
 
-Its words: FOLDER CHARACTERS_PER_BATCH SECONDS_PER_BATCH
+Its words: FOLDER SECONDS_PER_BATCH
 """
 
 import logging
@@ -16,16 +16,15 @@ from sae_sweeps.embedded import MODEL
 
 
 def main() -> None:
-    """Pack, and commit after each batch."""
-    folder, characters, seconds = sys.argv[1:]
+    """Pack, with a pause after each batch."""
+    folder, seconds = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    token_rows.BATCH_CHARACTERS, token_rows.COMMIT_S = int(characters), 0
     build: Any = token_rows._Build  # pyright: ignore[reportPrivateUsage]
     add = build._add
 
     def added(*given: Any) -> None:
         add(*given)
-        time.sleep(float(seconds))
+        time.sleep(float(seconds))  # in which a kill can come
 
     build._add = added
     data = Text(
