@@ -197,29 +197,32 @@ def test_ctrl_c_ends_with_130_and_one_line(
 
 TIMED = """
 import sys, time
-start = time.monotonic()
+start = time.process_time()
+import hydra.main
+imported = time.process_time()
 import runpy
 try:
     runpy.run_module("sae_sweeps", run_name="__main__", alter_sys=True)
 except SystemExit as end:
     code = end.code
 heavy = [name for name in ("torch", "transformers", "wandb", "numpy") if name in sys.modules]
-sys.stderr.write(f"\\n{code} {time.monotonic() - start:.2f} {heavy}")
+times = (time.process_time() - imported) / (imported - start)
+sys.stderr.write(f"\\n{code} {times:.2f} {heavy}")
 """
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "limit_s"),
-    [(["--help"], 0, 6), (["report", "nowhere"], 1, 3), (["k=2000"], 1, 8)],
+    ("words", "code", "most"),
+    [(["--help"], 0, 10), (["report", "nowhere"], 1, 1), (["k=2000"], 1, 6)],
 )
 def test_what_does_not_train_is_quick_and_loads_no_torch(
-    words: list[str], code: int, limit_s: float, tmp_path: Path
+    words: list[str], code: int, most: float, tmp_path: Path
 ) -> None:
-    # The budgets are 1.5 s and 3 s on a quiet machine; tests share theirs.
+    """Processor time is told in times what it takes to import Hydra, however busy the machine."""
     ended = python(TIMED, tmp_path, words)
-    got, seconds, heavy = ended.stderr.splitlines()[-1].split(maxsplit=2)
+    got, times, heavy = ended.stderr.splitlines()[-1].split(maxsplit=2)
     assert (int(got), heavy) == (code, "[]"), ended.stderr
-    assert float(seconds) < limit_s
+    assert float(times) < most
     assert not list(tmp_path.iterdir())
 
 

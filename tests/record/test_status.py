@@ -448,22 +448,25 @@ def least_cost(work: Callable[[], None]) -> float:
 def test_status_starts_quickly_and_loads_nothing_heavy(tmp_path: Path) -> None:
     folder = mixed(tmp_path / "a")
     code = f"""
-import sys
+import sys, time
+start = time.process_time()
 from sae_sweeps import __main__
 sys.argv = ['sae-sweeps', 'status', {str(folder)!r}]
 try:
     __main__.main()
 except SystemExit as ended:
     assert ended.code == 0
+said = time.process_time()
 print({{'torch', 'hydra', 'wandb', 'numpy', 'matplotlib', 'submitit'}} & set(sys.modules))
+import hydra.main
+print((said - start) / (time.process_time() - said))
 """
-    begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    # The budget is 1.5 s on a quiet machine; tests share theirs.
-    assert time.monotonic() - begun < 3.0
-    assert done.stdout.splitlines()[-1] == "set()"
+    *_, heavy, times = done.stdout.splitlines()
+    assert heavy == "set()"
+    assert float(times) < 10  # in what it takes to import Hydra, however busy the machine
 
 
 # --- The verb wait -------------------------------------------------------------------------

@@ -144,14 +144,16 @@ def test_a_preempted_job_is_live_and_pending_again(submit: Callable[..., str]) -
 
 
 @pytest.mark.slow
-def test_an_array_of_32_is_told_within_a_fifth_of_a_second(submit: Callable[..., str]) -> None:
+def test_an_array_of_32_is_told_as_fast_as_one_job(submit: Callable[..., str]) -> None:
     array = submit("true", "--array=0-31", "--hold")
-    ids, seconds = [f"{array}_{task}" for task in range(32)], list[float]()
+    ids = [f"{array}_{task}" for task in range(32)]
+    seconds: dict[int, list[float]] = {1: [], 32: []}
     for _ in range(3):
-        start = time.perf_counter()
-        assert list(cluster.jobs(ids)) == ids
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.2
+        for number, taken in seconds.items():
+            start = time.perf_counter()
+            assert list(cluster.jobs(ids[:number])) == ids[:number]
+            taken.append(time.perf_counter() - start)
+    assert min(seconds[32]) < 4 * min(seconds[1])
 
 
 @pytest.mark.slow
