@@ -12,9 +12,16 @@ LINE_LENGTH = 380
 """What a message is cut to, in characters: a value typed may be as long as a book."""
 
 
+def visible(text: str) -> str:
+    r"""Write as escapes what a terminal would obey or not show: ESC becomes `\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: object) -> str:
-    """Fold white space and leave out the middle of what is too long, so that it is one line."""
-    line = " ".join(str(text).split())
+    """Fold white space, leave out the middle of what is too long, and show control characters."""
+    line = visible(" ".join(str(text).split()))
     if len(line) <= LINE_LENGTH:
         return line
     return f"{line[: 2 * LINE_LENGTH // 3]} ... {line[-LINE_LENGTH // 3 :]}"

@@ -19,6 +19,7 @@ from sae_sweeps.cli.help_texts import (
     SYNC_HELP,
 )
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
+from sae_sweeps.launching.out import write_line
 
 REFRESH_S = 5.0
 """Between two looks of `status --watch`."""
@@ -98,7 +99,7 @@ def _wait_for(folder: Path, until: float, every_s: float) -> int:
         from sae_sweeps.pareto.report import report
 
         report(folder.absolute())
-    _say(f"{found.name}: {done} of {len(found.runs)} runs are finished")
+    write_line(f"{found.name}: {done} of {len(found.runs)} runs are finished")
     return 2 if broken else 0
 
 
@@ -119,7 +120,7 @@ def cancel(args: argparse.Namespace) -> int:
         ended.append(cancelled.as_json())
         if not args.json:
             for line in cancelled.lines():
-                _say(line)
+                write_line(line)
     if args.json:
         _print_json(ended)
     return 0
@@ -268,10 +269,5 @@ def _print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 def _complain(text: str) -> None:
-    sys.stderr.write(f"sae-sweeps: {one_line(text)}\n")
+    write_line(f"sae-sweeps: {one_line(text)}", error=True)

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweeps.record.status import RunStatus, SweepStatus, shown
+from sae_sweeps.system.terminal import Terminal
 
 COLOURS = {
     "done": "green",
@@ -23,9 +24,9 @@ ROOM_FOR_REASONS = 40
 
 def console() -> Console:
     """Make the console for standard output; in a pipe no line is cut or folded."""
-    console = Console()
+    console = Terminal()
     asked = console.is_terminal or "COLUMNS" in os.environ
-    return console if asked else Console(width=ENDLESS)
+    return console if asked else Terminal(width=ENDLESS)
 
 
 def render(status: SweepStatus, console: Console) -> RenderableType:

@@ -16,7 +16,7 @@ from sae_sweeps.config.groups import GLOBAL, GROUPS, NAMES
 from sae_sweeps.config.history import MOVED
 from sae_sweeps.config.options import ROOT, SECTIONS
 from sae_sweeps.config.signature import NUMERICS, TARGET, numerics, signature
-from sae_sweeps.config.source import ancestors
+from sae_sweeps.config.source import is_a
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 
 # --- One node ------------------------------------------------------------------------------
@@ -53,9 +53,9 @@ def check(path: str, node: Mapping[Any, Any]) -> dict[str, Any]:
         hints = signature(target)
     except LookupError as error:
         raise ConfigError(f"{where} is {target!r}: {one_line(error.args[0])}") from None
-    kinds = {group.name: group.kind for group in GROUPS}
-    if path in kinds and ancestors(target) & set(kinds.values()) - {kinds[path]}:
-        raise ConfigError(f"{where} is {target!r}, expected a subclass of {kinds[path]}.")
+    group = next((group for group in GROUPS if group.name == path), None)
+    if group and not is_a(target, group.base):
+        raise ConfigError(f"{where} is {target!r}, expected a subclass of {group.kind}.")
     given = {key: value for key, value in node.items() if key != TARGET}
     owner = target.rpartition(".")[2]
     _names(path, given, hints, owner.removesuffix("Options") or owner)
@@ -104,8 +104,15 @@ def checked(cfg: DictConfig, choices: Collection[str] | None = None) -> dict[str
         choices: the config's groups, where `cfg` has lost its `hydra` node. A group that the
             schema does not know is one that the user brought; its node is kept.
     """
-    known = _groups(cfg) if choices is None else choices
-    root = _resolved(cfg)
+    return check_tree(_resolved(cfg), _groups(cfg) if choices is None else choices)
+
+
+def check_tree(root: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the checked, normalised config of one run that is plain data; raises ConfigError.
+
+    Args:
+        known: the config's groups, a user's own among them.
+    """
     for group in GLOBAL:
         if group in root:
             text = f"{group} holds options: its file must begin with '# @package _global_'."

@@ -10,6 +10,8 @@ class Group:
     name: str
     kind: str
     """The abstract class of its options."""
+    home: str = "sae_sweeps.interfaces"
+    """Where that class is."""
     usual: str | None = "none"
     """The option that goes without saying in labels and tags."""
     labelled: bool = False
@@ -22,6 +24,11 @@ class Group:
     """Whether it can change a run's weights."""
     birth: str | None = None
     """The class that did its work before the group existed."""
+
+    @property
+    def base(self) -> str:
+        """The abstract class with its module."""
+        return f"{self.home}.{self.kind}"
 
 
 GROUPS = (
@@ -53,7 +60,7 @@ GROUPS = (
         trains=False,
         birth="sae_sweeps.measure.none.NoMeasurement",
     ),
-    Group("tracking", "Tracking", tagged=False, trains=False),
+    Group("tracking", "Tracking", home="sae_sweeps.tracking.interface", tagged=False, trains=False),
 )
 """A new group is a row here, its folder in `conf/` and its abstract class in `interfaces.py`."""
 

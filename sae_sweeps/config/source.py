@@ -59,35 +59,60 @@ def _found(target: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
     raise LookupError(f"{module} defines no {name!r}.{did_you_mean(name, top)}")
 
 
-@cache
-def ancestors(target: str) -> frozenset[str]:
-    """Return the names of the classes that a `_target_` inherits from.
+def is_a(target: str, kind: str) -> bool:
+    """Tell whether a `_target_` inherits from the class `kind`, or is a function that returns one.
 
-    Bases are followed within the target's own package and ours: others would have to be imported.
+    Both are dotted names. Bases are followed by their source through whatever packages they are
+    in, and nothing is imported: a base that cannot be found that way is none.
     """
+    ahead, seen = list(_bases(target)), {target}
+    while ahead:
+        name = ahead.pop(0)
+        if name == kind:
+            return True
+        if name not in seen:
+            seen.add(name)
+            ahead += _bases(name)
+    return False
+
+
+@cache
+def _bases(target: str) -> tuple[str, ...]:
+    """Name the bases of a class, what a function returns, or where an imported name is from."""
     module, _, name = target.rpartition(".")
     try:
         body = _syntax(module).body
     except LookupError:
-        return frozenset()
-    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
-    handed_on = _origin(name, module, body)
-    if not classes and handed_on != target:
-        return ancestors(handed_on)
-    bases = [_origin(ast.unparse(base), module, body) for node in classes for base in node.bases]
-    near = (module.partition(".")[0], __name__.partition(".")[0])
-    followed = [ancestors(base) for base in bases if base.partition(".")[0] in near]
-    return frozenset(base.rpartition(".")[2] for base in bases).union(*followed)
-
-
-def _origin(base: str, module: str, body: list[ast.stmt]) -> str:
-    """Write a class with the module it comes from: one that is imported, or this one."""
+        return ()
     for node in body:
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                if base == (alias.asname or alias.name):
-                    return f"{node.module}.{alias.name}"
-    return base if "." in base else f"{module}.{base}"
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            bases = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+            return tuple(_origin(ast.unparse(base), module, body) for base in bases)
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return (_origin(ast.unparse(node.returns), module, body),) if node.returns else ()
+    handed_on = _origin(name, module, body)
+    return (handed_on,) if handed_on != target else ()
+
+
+def _origin(name: str, module: str, body: list[ast.stmt]) -> str:
+    """Write a name in a module with where it comes from: one that is imported, or this one."""
+    first, dot, rest = name.partition(".")
+    for node in body:
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            if first == (alias.asname or alias.name):
+                place = f"{_absolute(node, module)}." if isinstance(node, ast.ImportFrom) else ""
+                return f"{place}{alias.name}{dot}{rest}"
+    return name if dot else f"{module}.{name}"
+
+
+def _absolute(node: ast.ImportFrom, module: str) -> str:
+    """Name the module that a name is imported from, by a relative import perhaps."""
+    if not node.level:
+        return node.module or ""
+    source = _source(module)
+    inside = source is not None and source.name == "__init__.py"
+    home = module.split(".")[: None if inside and node.level == 1 else int(inside) - node.level]
+    return ".".join([*home, *([node.module] if node.module else [])])
 
 
 @cache
@@ -106,6 +131,8 @@ def _syntax(module: str) -> ast.Module:
 def _source(module: str) -> Path | None:
     """Find a module's file, and import nothing for it, not even the packages it is in."""
     first, *rest = module.split(".")
+    if not all(name.isidentifier() for name in (first, *rest)):
+        return None  # a path among them would lead elsewhere
     try:
         spec = importlib.util.find_spec(first)
     except (ImportError, ValueError):

@@ -1,7 +1,9 @@
-"""Lines for the user, whose terminal may be gone by now."""
+"""Lines for the user, whose terminal may be gone by now, and obeys none of them."""
 
 import os
 import sys
+
+from sae_sweeps.errors import visible
 
 
 def write_line(text: str, error: bool = False) -> None:
@@ -11,7 +13,7 @@ def write_line(text: str, error: bool = False) -> None:
     """
     stream = sys.stderr if error else sys.stdout
     try:
-        stream.write(f"{text}\n")
+        stream.write(f"{visible(text)}\n")
         stream.flush()
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweeps.launching.out import write_line
+from sae_sweeps.system.terminal import Terminal
 
 LINE_EVERY_S = 10.0
 REFRESHES_PER_S = 2
@@ -150,7 +151,7 @@ class Bar(Display):
     def __init__(self, runs: int, tokens: int, console: Console | None = None) -> None:
         super().__init__(runs, tokens)
         self.live = Live(
-            console=console or Console(stderr=True),
+            console=console or Terminal(stderr=True),
             get_renderable=self.render,
             refresh_per_second=REFRESHES_PER_S,
             transient=True,

@@ -17,6 +17,7 @@ from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.system import files
+from sae_sweeps.system.terminal import Terminal
 from sae_sweeps.tracking.interface import Summary, Tracking
 from sae_sweeps.tracking.off import Off
 
@@ -75,8 +76,8 @@ def report_side_by_side(
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=LOG_WIDTH)
+    console = Terminal()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Terminal(width=LOG_WIDTH)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

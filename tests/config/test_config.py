@@ -25,12 +25,13 @@ from sae_sweeps.cli.app import CONF
 from sae_sweeps.config import fitting, groups, options, rules, signature
 from sae_sweeps.config.check import check, checked
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.config.source import own_rules
+from sae_sweeps.config.source import definition, is_a, own_rules
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.sweeper import literal
 from sae_sweeps.record.identity import identity, stream_identity
 from sae_sweeps.record.naming import run_name
 from sae_sweeps.record.run import label
+from tests.support.commands import write
 
 OPTION_FILES = sorted(
     path.relative_to(CONF).as_posix()
@@ -210,11 +211,22 @@ def test_check_raises_nothing_but_config_errors(node: dict[Any, Any]) -> None:
         assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+IS_A = "from sae_sweeps import interfaces\nclass A(interfaces.Allocator):\n"
+
+
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
         ("class A:\n    def __init__(self, *, x): ...", "its option 'x' has no type"),
-        ("class A:\n    def __init__(self, *, x: bytes): ...", "allocator.x has the type bytes"),
+        (f"{IS_A}    def __init__(self, *, x: bytes): ...", "allocator.x has the type bytes"),
+        (
+            "class A:\n    def __init__(self, *, x: int): ...",
+            "expected a subclass of Allocator.",
+        ),
+        (IS_A.replace("Allocator)", "Schedule)") + "    x: int", "a subclass of Allocator."),
+        (IS_A.replace("Allocator", "Mine") + "    x: int", "a subclass of Allocator."),
+        ("class Allocator: ...\nclass A(Allocator):\n    ...", "a subclass of Allocator."),
+        ("class A(A): ...", "a subclass of Allocator."),
         ("class B: ...", "defines no 'A'."),
         ("class A(:", "cannot be read"),
     ],
@@ -228,6 +240,40 @@ def test_a_class_that_cannot_be_an_option(
     with pytest.raises(ConfigError) as error:
         check("allocator", {"_target_": f"{name}.A", "x": 1})
     assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "import sae_sweeps.interfaces\nclass A(sae_sweeps.interfaces.Allocator): ...",
+        "import sae_sweeps.interfaces as kinds\nclass A(kinds.Allocator[int]): ...",
+        "from sae_sweeps.allocator.token_choice import TokenChoice as T\nclass A(T): ...",
+        "from sae_sweeps.interfaces import Allocator\ndef A(*, k: int) -> Allocator: ...",
+        "from .near import Near\nclass A(Near): ...",
+        "from . import near\nclass A(near.Near): ...",
+        "from .inner import Near\nclass A(int, Near): ...",
+        "from .near import Near as A",
+    ],
+)
+def test_what_a_class_is_is_told_by_its_source(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / f"package_{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+    near = "from sae_sweeps.interfaces import Allocator\nclass Near(Allocator): ..."
+    for path, text in (("__init__", ""), ("near", near), ("it", named)):
+        write(package / f"{path}.py", f"raise RuntimeError\n{text}")
+    write(package / "inner/__init__.py", "from ..near import Near")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_a(f"{package.name}.it.A", "sae_sweeps.interfaces.Allocator")
+    assert not is_a(f"{package.name}.it.A", "sae_sweeps.interfaces.Architecture")
+
+
+def test_a_path_is_no_module(tmp_path: Path) -> None:
+    path = tmp_path / "outside"
+    path.with_suffix(".py").write_text("class A: ...")
+    for module in (f"sae_sweeps.{path}", str(path), "sae_sweeps...errors", "sae_sweeps. errors"):
+        with pytest.raises(LookupError, match="there is no module"):
+            definition(f"{module}.A")
 
 
 # --- Override grammar ----------------------------------------------------------------------

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from sae_sweeps.config.groups import GROUPS
 from tests.support.commands import Trainer, configs, python, run, trainer, write
 
 __all__ = ["run", "trainer"]  # fixtures
 
 ALLOCATOR = '''
 """A user's allocator; importing it would fail, and nothing needs to."""
+import sae_sweeps.interfaces as kinds
 raise RuntimeError("imported")
 
 
-class Mine:
+class Mine(kinds.Allocator):
     def __init__(
         self,
         d_sae: int,
@@ -123,9 +125,11 @@ def test_rules_are_for_their_own_class(
 ) -> None:
     """What an option of somebody else's class means, that class says, whatever its name."""
     module = "raise RuntimeError('imported')\n"
+    kinds = {group.name: group.base for group in GROUPS}
     for group, given in OTHERS.items():
         options = "".join(f", {name}: Any" for name in given)
-        module += f"class {group.title()}:\n    def __init__(self, *{options}) -> None: ...\n"
+        module += f"import {kinds[group].rpartition('.')[0]}\nclass {group.title()}"
+        module += f"({kinds[group]}):\n    def __init__(self, *{options}) -> None: ...\n"
         node = {"_target_": f"my_other_module.{group.title()}"} | given
         text = "".join(f"{key}: {value}\n" for key, value in node.items())
         write(tmp_path / f"mine/{group}/other.yaml", text)

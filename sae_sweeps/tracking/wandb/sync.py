@@ -16,11 +16,11 @@ from pathlib import Path
 from subprocess import Popen
 from typing import final
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.record.run import Run
+from sae_sweeps.system.terminal import Terminal
 from sae_sweeps.tracking.wandb import completing, offline
 from sae_sweeps.tracking.wandb.offline import Content
 from sae_sweeps.tracking.wandb.pending import (
@@ -73,7 +73,7 @@ class Outcome:
 @contextmanager
 def bar(name: str) -> Generator[Callable[[int, int], None]]:
     """Show how many W&B runs of a sweep are uploaded, on a terminal."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
         task = p.add_task(f"uploading {name}", total=None)
