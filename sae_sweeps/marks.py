@@ -34,5 +34,10 @@ class AtMost:
 
 
 @dataclass(frozen=True)
+class Code:
+    """What the option holds is run, or says how: from a folder it needs the user's word."""
+
+
+@dataclass(frozen=True)
 class Idle:
     """The option cannot change a run's weights, and is no part of its identity."""

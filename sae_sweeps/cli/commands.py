@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,7 +133,7 @@ def retry(args: argparse.Namespace) -> int:
 
     for folder in args.folder:
         status.read(folder)  # a wrong folder is told before anything starts
-    return max([retrying.retry(folder) for folder in args.folder])
+    return max([retrying.retry(folder, args.trust) for folder in args.folder])
 
 
 def sync(args: argparse.Namespace) -> int:
@@ -170,6 +170,13 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
     _folders(parser)
     _json(parser)
+
+
+def _retry_arguments(parser: argparse.ArgumentParser) -> None:
+    _folders(parser)
+    parser.add_argument(
+        "--trust", action="store_true", help="run whatever code the folders name; read them first"
+    )
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +216,7 @@ VERBS: dict[
     "status": (STATUS_HELP, _status_arguments, status),
     "wait": ("Wait until each sweep is over, then draw its report.", _wait_arguments, wait),
     "cancel": (CANCEL_HELP, _cancel_arguments, cancel),
-    "retry": (RETRY_HELP, _folders, retry),
+    "retry": (RETRY_HELP, _retry_arguments, retry),
     "report": (REPORT_HELP, _report_arguments, report),
     "sync": (SYNC_HELP, _folders, sync),
     "dashboard": (DASHBOARD_HELP, _folders, dashboard),
@@ -234,6 +241,7 @@ def main(argv: list[str]) -> int:
         add_arguments(verbs.add_parser(verb, help=summary, description=text, formatter_class=plain))
     try:
         args = parser.parse_args(argv)
+        _guard(args.folder)
         code = VERBS[args.verb][2](args)
         sys.stdout.flush()
         return code
@@ -246,6 +254,19 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of `sae-sweeps status DIR | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _guard(folders: Sequence[Path]) -> None:
+    """See to it that folders, which may be somebody else's, lead nowhere and run nothing.
+
+    No module is found in them, even where the command is called in one; raises ConfigError.
+    """
+    from sae_sweeps.record.folder import SweepFolder
+
+    for folder in folders:
+        SweepFolder(folder).inspect()
+        home = folder.resolve()
+        sys.path[:] = [p for p in sys.path if not Path(p or ".").resolve().is_relative_to(home)]
 
 
 def unknown(word: str) -> str:

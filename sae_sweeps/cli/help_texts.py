@@ -22,7 +22,11 @@ RETRY_HELP = """\
 Launch again the runs of each sweep that failed or were lost, from their checkpoints.
 
 They are launched as they were before, here or on SLURM, with the options of the sweep's manifest.
-To change anything, repeat the command that made the sweep with other options."""
+To change anything, repeat the command that made the sweep with other options.
+
+A folder may be somebody else's. So modules of a user's own are taken from where you are now only,
+paths that are relative must begin where they did, and a launcher's shell commands are refused.
+--trust does as the folder says in all of that: it runs code of its author's choice."""
 
 REPORT_HELP = """\
 Draw the report of each sweep again.

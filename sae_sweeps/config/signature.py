@@ -16,14 +16,14 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from sae_sweeps.config.source import definition
 from sae_sweeps.errors import ConfigError, one_line
-from sae_sweeps.marks import AtMost, Birth, Idle
+from sae_sweeps.marks import AtMost, Birth, Code, Idle
 
 TARGET, NUMERICS = "_target_", "_numerics_"
 """A node's class, and the number of its algorithm where that is not 1."""
 NO_OPTIONS = (TARGET, NUMERICS)
 BOUNDS: dict[type, str] = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
 """The bounds of annotated-types, and where each has its number."""
-MARKS: dict[str, type] = {mark.__name__: mark for mark in (*BOUNDS, AtMost, Birth, Idle)}
+MARKS: dict[str, type] = {mark.__name__: mark for mark in (*BOUNDS, AtMost, Birth, Code, Idle)}
 
 
 def build(node: Mapping[str, Any], *runtime: Any) -> Any:
@@ -86,6 +86,11 @@ class Option:
     def idle(self) -> bool:
         """Whether it cannot change a run's weights."""
         return any(isinstance(mark, Idle) for mark in self.marks)
+
+    @property
+    def code(self) -> bool:
+        """Whether what it holds is run."""
+        return any(isinstance(mark, Code) for mark in self.marks)
 
 
 @cache

@@ -37,7 +37,7 @@ def own_rules(target: str) -> Rules | None:
         if isinstance(part, ast.FunctionDef) and part.name == "rules" and _is_static(part):
             alone, names = ast.Module([part], type_ignores=[]), dict[str, Any](__name__=module)
             later = __future__.annotations.compiler_flag
-            exec(compile(alone, str(_source(module)), "exec", later, dont_inherit=True), names)
+            exec(compile(alone, str(source_of(module)), "exec", later, dont_inherit=True), names)
             return names["rules"]
     return None
 
@@ -109,7 +109,7 @@ def _absolute(node: ast.ImportFrom, module: str) -> str:
     """Name the module that a name is imported from, by a relative import perhaps."""
     if not node.level:
         return node.module or ""
-    source = _source(module)
+    source = source_of(module)
     inside = source is not None and source.name == "__init__.py"
     home = module.split(".")[: None if inside and node.level == 1 else int(inside) - node.level]
     return ".".join([*home, *([node.module] if node.module else [])])
@@ -117,7 +117,7 @@ def _absolute(node: ast.ImportFrom, module: str) -> str:
 
 @cache
 def _syntax(module: str) -> ast.Module:
-    source = _source(module)
+    source = source_of(module)
     if source is None:
         raise LookupError(f"there is no module {module!r}.")
     if source.suffix != ".py":
@@ -128,8 +128,11 @@ def _syntax(module: str) -> ast.Module:
         raise LookupError(f"{source} cannot be read: {error}.") from None
 
 
-def _source(module: str) -> Path | None:
-    """Find a module's file, and import nothing for it, not even the packages it is in."""
+def source_of(module: str) -> Path | None:
+    """Find a module's file, and import nothing for it, not even the packages it is in.
+
+    None for one that is not on the search path.
+    """
     first, *rest = module.split(".")
     if not all(name.isidentifier() for name in (first, *rest)):
         return None  # a path among them would lead elsewhere

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -21,7 +21,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import job_id, leave
 from sae_sweeps.launching.packs import Frozen, thaw
 from sae_sweeps.launching.progress import Lines
-from sae_sweeps.launching.summary import renew_report
+from sae_sweeps.launching.summary import complain, renew_report
 from sae_sweeps.launching.work import record, work
 from sae_sweeps.record import manifest
 from sae_sweeps.record.folder import PackFiles, SweepFolder
@@ -42,11 +42,20 @@ REPORT_LIMIT_S = 60.0
 class PackJob:
     """What submitit calls in a task; everything that it needs lies in the pack's file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    search_path: Sequence[str] = ()
+    """Folders with a user's own modules; not in the pack's file, which might be somebody else's."""
+
+    def __init__(self, path: Path, search_path: Sequence[str] = ()) -> None:
+        self.path, self.search_path = path, search_path
 
     def __call__(self) -> None:
         """Train the pack, and exit with 2 if a run failed."""
+        sys.path += [folder for folder in self.search_path if folder not in sys.path]
+        try:
+            PackFiles(self.path).sweep.inspect()
+        except ConfigError as error:
+            complain(str(error))
+            sys.exit(REFUSED)
         if failed := run_pack(self.path):
             logger.error("%d runs failed", failed)
             sys.exit(FAILED)
@@ -74,9 +83,7 @@ def run_pack(path: Path) -> int:
     """
     with _logging(PackFiles(path).log), interrupt.listening() as before:
         try:
-            pack = thaw(path)
-            sys.path += [folder for folder in pack.search_path if folder not in sys.path]
-            return _run(pack)
+            return _run(thaw(path))
         except interrupt.Interrupted:
             leave(before)
         except ConfigError as error:

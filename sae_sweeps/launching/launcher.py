@@ -35,8 +35,7 @@ class PlanLauncher(ConfigLauncher):
 
     def __init__(self, **given: Any) -> None:
         """Take the options that the config states; raises ConfigError for a wrong one."""
-        plain = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
-        assert isinstance(plain, dict)
+        plain = {name: _plain(value) for name, value in given.items()}
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
         for name, option in signature(self.schema).items():
             for complaint in out_of_range(f"hydra.launcher.{name}", self.checked[name], option):
@@ -76,6 +75,7 @@ class PlanLauncher(ConfigLauncher):
     ) -> tuple[Plan, Mapping[str, Told]]:
         """Do what is not done yet of the points; outcomes by the run's name."""
         require_known(_names(self.given.objective), points[0].config.nodes["measure"])
+        SweepFolder(folder).inspect()
         try:
             launch = manifest.next_launch(folder)
             before = manifest.read(folder).points if launch > 1 else []
@@ -102,6 +102,11 @@ class PlanLauncher(ConfigLauncher):
         if isinstance(outcome, Result) and self.given.objective:
             job.return_value = _figures(outcome.metrics, self.given.objective)
         return job
+
+
+def _plain(value: Any) -> Any:
+    """Resolve what Hydra hands over; what a manifest says is plain, and means no more than that."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _figures(metrics: Mapping[str, float], objective: str | list[str]) -> float | list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
+from sae_sweeps.config.stored import Stored
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record import manifest
 from sae_sweeps.record.folder import PACK_VERSION, PackFiles
@@ -60,8 +61,6 @@ class Frozen:
 
     files: PackFiles
     runs: list[Run]
-    search_path: list[str]
-    """Folders with a user's own modules."""
     git: dict[str, str] | None
     """The code's state when the pack was frozen."""
 
@@ -69,12 +68,12 @@ class Frozen:
 def freeze(plan: Plan, packs: Sequence[manifest.Pack]) -> list[Path]:
     """Write a `packs/<name>.json` for each pack."""
     runs = {run.name: run for run in plan.runs}
-    same = {"search_path": manifest.search_path(), "git": manifest.git_state()}
+    git = manifest.git_state()
     paths: list[Path] = []
     for pack in packs:
         rows = [_row(runs[name]) for name in pack.runs]
         paths.append(plan.files.pack(pack.name).frozen)
-        files.write_json(paths[-1], {"version": PACK_VERSION, **same, "runs": rows})
+        files.write_json(paths[-1], {"version": PACK_VERSION, "git": git, "runs": rows})
     return paths
 
 
@@ -84,7 +83,11 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def thaw(path: Path) -> Frozen:
-    """Read a pack's file; raises ConfigError for one of another version."""
+    """Read a pack's file, and build nothing yet.
+
+    Raises:
+        ConfigError: for one of another version, and for what a sweep's files may not name.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         version = found.get("version")
@@ -92,13 +95,19 @@ def thaw(path: Path) -> Frozen:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, AttributeError):
         raise ConfigError(f"{path} is not a pack's file.") from None
-    if version not in (1, PACK_VERSION):
+    if version not in (1, 2, PACK_VERSION):
         raise ConfigError(f"{path} has version {version!r}, expected {PACK_VERSION}: launch again.")
     pack = PackFiles(path)
-    runs = [_run(row, pack) for row in found["runs"]]
-    return Frozen(pack, runs, found["search_path"], found["git"])
+    try:
+        runs = [_run(row, pack) for row in found["runs"]]
+    except KeyError as error:
+        raise ConfigError(f"{path} is not a pack's file: it lacks {error}.") from None
+    for run in runs:
+        Stored(pack.sweep.path).check(run.config)
+    return Frozen(pack, runs, found.get("git"))
 
 
 def _run(row: Mapping[str, Any], pack: PackFiles) -> Run:
-    known: dict[str, Any] = {**row} | {"config": RunConfig.of(upgrade(row["config"]))}
-    return Run(folder=pack.sweep.run(row["name"]).path, **known)
+    config = RunConfig.of(upgrade(row["config"]))
+    folder = pack.sweep.run(row["name"]).path
+    return Run(row["name"], row["sweep"], folder, config, row["choices"], row["overrides"])

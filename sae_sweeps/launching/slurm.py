@@ -3,18 +3,21 @@
 import io
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.launcher import PlanLauncher, Told
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import complain, results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
-from sae_sweeps.record import status
+from sae_sweeps.marks import Code
+from sae_sweeps.record import manifest, status
 from sae_sweeps.record.plan import Plan
 
 OURS = ("job_name", "nodes", "ntasks_per_node", "time", "num_gpus", "use_srun")
@@ -46,9 +49,9 @@ class Options:
     """Jobs at the same time, at most."""
     max_runs_per_pack: int
     """Runs of one job, at most."""
-    setup: list[str]
+    setup: Annotated[list[str], Code()]
     """Shell commands before the job."""
-    extra: dict[str, Any] | None
+    extra: Annotated[dict[str, Any] | None, Code()]
     """Any other option of submitit's."""
     wait: bool
     """Stay until the last run is over."""
@@ -62,6 +65,9 @@ class Options:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"hydra.launcher.{name} is {value}, expected at least 1.")
+        for name in ("partition", "account", "qos", "constraint", "gpus", "memory"):
+            if not str(value := getattr(self, name)).isprintable():  # it would be a line of its own
+                raise ConfigError(f"hydra.launcher.{name} is {value!r}, expected one line.")
         if isinstance(self.gpus, int) and self.gpus < 0:
             raise ConfigError(f"hydra.launcher.gpus is {self.gpus}, expected at least 0.")
         if self.objective and not self.wait:
@@ -108,7 +114,8 @@ class Slurm(PlanLauncher):
                 # The error has sbatch's lines too.
                 with as_config_error(), redirect_stderr(io.StringIO()):
                     paths = freeze(plan, writer.packs)
-                    jobs = executor.submit_array([PackJob(path) for path in paths])
+                    found_in = manifest.search_path()
+                    jobs = executor.submit_array([PackJob(path, found_in) for path in paths])
             except Exception as error:
                 writer.take_back()
                 if not isinstance(error, FailedJobError | FailedSubmissionError):
@@ -131,7 +138,10 @@ class Slurm(PlanLauncher):
         from submitit.slurm.slurm import SlurmExecutor
 
         try:
-            executor = SlurmExecutor(plan.files.packs / "%j", max_num_timeout=REQUEUES)
+            # -P: no module is taken from the folder that the command is called in.
+            python = f"{shlex.quote(sys.executable)} -P"
+            place = plan.files.packs / "%j"
+            executor = SlurmExecutor(place, max_num_timeout=REQUEUES, python=python)
             known = SlurmExecutor._valid_parameters()  # pyright: ignore[reportPrivateUsage]
             for name in self.given.extra or {}:
                 if name in OURS or name not in known:

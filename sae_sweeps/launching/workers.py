@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from sae_sweeps.launching.monitor import watch
+from sae_sweeps.record import manifest
 from sae_sweeps.record.folder import PackFiles
 from sae_sweeps.system import interrupt
 
@@ -113,8 +114,10 @@ class _Workers:
             self.ends[pack.stem] = f"{text}: see packs/{log} and packs/{out}"
 
     def _start(self, pack: Path, index: int, device: str | None) -> subprocess.Popen[bytes] | None:
-        own = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-        command = [sys.executable, "-m", "sae_sweeps.launching.job", str(pack), "attached"]
+        # -P and the path: modules are found as here, and not in the folder that this is called in.
+        own = {"PYTHONPATH": os.pathsep.join(manifest.search_path())}
+        own |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        command = [sys.executable, "-P", "-m", "sae_sweeps.launching.job", str(pack), "attached"]
         with self.lock:
             if self.stopped:
                 return None

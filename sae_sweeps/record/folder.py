@@ -5,6 +5,7 @@ module of their own: `manifest`, `checkpoint`, and `launching.packs`.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sae_sweeps.config.options import RunConfig
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.identity import identity
 from sae_sweeps.record.result import Failure, Result, Row
 from sae_sweeps.system import files
@@ -20,12 +22,16 @@ RESULT_VERSION = 2
 """Of `result.json`; version 1 has the config of the first version (see `config.history`)."""
 MANIFEST_VERSION = 3
 """Of `sweep.json`; version 2 has configs of the first version."""
-PACK_VERSION = 2
-"""Of `packs/*.json`; version 1 has configs of the first version."""
+PACK_VERSION = 3
+"""Of `packs/*.json`; versions 1 and 2 say where modules are, and 1 has configs of the first."""
 CHECKPOINT_VERSION = 2
 TAIL = 1 << 16
 """Bytes read from the end of a file whose last lines are asked for."""
 LOCK = ".lock"
+LET_BE = "*run-*/logs"
+"""W&B's links to its own logs, which are elsewhere once a folder is copied; nobody opens them."""
+W_AND_B_SETTINGS = ("wandb/settings", ".wandb/settings")
+"""Where W&B looks for its server's address when it is called in a sweep's folder."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,29 @@ class SweepFolder:
         """The points, and of every launch its packs and their jobs."""
         return self.path / "sweep.json"
 
+    def inspect(self) -> None:
+        """Refuse a folder in which a path leads elsewhere; it may be somebody else's.
+
+        Raises:
+            ConfigError: for a link out of the folder, for what is neither a file nor a folder (a
+                pipe would be waited at), and for a file that would name W&B's server, which gets
+                the user's key.
+        """
+        home = self.path.resolve()
+        for entry in _entries(home):
+            path = self.path / Path(entry.path).relative_to(home)
+            if entry.is_symlink():
+                if not _is_within(Path(entry.path), home):
+                    text = (
+                        f"{path} is a link out of its sweep's folder, to {Path(entry).readlink()}"
+                    )
+                    raise ConfigError(f"{text}: put what it points to in its place, or remove it.")
+            elif not entry.is_dir() and not entry.is_file():
+                raise ConfigError(f"{path} is neither a file nor a folder: remove it.")
+            elif path.relative_to(self.path).as_posix() in W_AND_B_SETTINGS:
+                text = f"{path} says which server gets your W&B key, which no sweep's folder may"
+                raise ConfigError(f"{text}: remove it.")
+
     # --- Runs ------------------------------------------------------------------------------
 
     @property
@@ -192,13 +221,13 @@ class SweepFolder:
         return self.path / "runs"
 
     def run(self, name: str) -> RunFolder:
-        """Give a run's folder, be it there or not."""
-        return RunFolder(self.home / name)
+        """Give a run's folder, be it there or not; raises ConfigError for what is no name."""
+        return RunFolder(self.home / files.plain_name(name))
 
     @property
     def runs(self) -> list[RunFolder]:
         """The folders of runs that are there, by name."""
-        return [RunFolder(path) for path in sorted(self.home.glob("[!.]*")) if path.is_dir()]
+        return [self.run(path.name) for path in sorted(self.home.glob("[!.]*")) if path.is_dir()]
 
     def aside(self, time: str) -> Path:
         """Where a launch puts the folders of runs that it trains anew."""
@@ -212,12 +241,12 @@ class SweepFolder:
         return self.path / "packs"
 
     def pack(self, name: str) -> "PackFiles":
-        """Give the files of a pack of another process."""
-        return PackFiles(self.packs / f"{name}.json")
+        """Give the files of a pack of another process; raises ConfigError for what is no name."""
+        return PackFiles(self.packs / f"{files.plain_name(name)}.json")
 
     def job_errors(self, job: str) -> Path:
         """What SLURM and submitit wrote of a job that is no task of an array of ours."""
-        return self.packs / job / f"{job}_0_log.err"
+        return self.packs / files.plain_name(job) / f"{job}_0_log.err"
 
     @property
     def report_lock(self) -> Path:
@@ -292,6 +321,27 @@ def last_lines(path: Path) -> list[str]:
             return file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Walk through all that a folder holds, links as links; raises ConfigError if it cannot."""
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):  # it has been moved away meanwhile
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot read {folder}: {error.strerror}.") from error
+    for entry in found:
+        yield entry
+        if entry.is_dir(follow_symlinks=False) and not Path(entry.path).match(LET_BE):
+            yield from _entries(Path(entry.path))
+
+
+def _is_within(link: Path, home: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def _whole(lines: Iterable[str]) -> Iterator[Row]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, one_line, visible
 from sae_sweeps.record.folder import MANIFEST_VERSION, SweepFolder
 from sae_sweeps.record.plan import Plan, Point
 from sae_sweeps.system import files
@@ -25,6 +26,7 @@ PACKAGES = (
     *("datasets", "wandb", "hydra-core", "omegaconf", "submitit"),
 )
 DIFF_CHARACTERS = 20_000
+JOB = re.compile(r"\d+(_\d+)?")
 
 LAUNCH = (
     *("command", "cwd", "time", "host", "pid", "git", "packages", "search_path"),
@@ -105,7 +107,8 @@ def read(folder: Path) -> Manifest:
         rows = found["points"]
         points = [_point(row) for row in rows]
         launches = [_launch(launch) for launch in (*found["earlier"], found)]
-        return Manifest(found["name"], points, [row["run"] for row in rows], launches)
+        runs = [files.plain_name(row["run"]) for row in rows]
+        return Manifest(visible(str(found["name"])), points, runs, launches)
     except KeyError as error:
         raise ConfigError(f"{path} is not a manifest: it lacks {error}.") from None
     except (TypeError, ValueError, AttributeError) as error:
@@ -113,14 +116,33 @@ def read(folder: Path) -> Manifest:
 
 
 def _point(row: Mapping[str, Any]) -> Point:
-    return Point(row["overrides"], RunConfig.of(upgrade(row["config"])), row["choices"])
+    overrides, choices = [*map(str, row["overrides"])], row["choices"]
+    names = {visible(str(group)): visible(str(option)) for group, option in choices.items()}
+    return Point(overrides, RunConfig.of(upgrade(row["config"])), names)
 
 
 def _launch(found: Mapping[str, Any]) -> Launch:
-    packs = [Pack(pack["name"], pack["runs"], pack["job"]) for pack in found["packs"]]
-    words = found["command"], found["time"], found["host"], found["pid"], found["launcher"]
-    where = found.get("search_path", []), found.get("cwd", ".")
-    return Launch(*words, packs, *where, found.get("git") or {}, found.get("packages", {}))
+    packs = [_pack(pack) for pack in found["packs"]]
+    return Launch(
+        command=visible(str(found["command"])),
+        time=visible(str(found["time"])),
+        host=visible(str(found["host"])),
+        pid=int(found["pid"]),
+        launcher=dict(found["launcher"]),
+        packs=packs,
+        search_path=[*map(str, found.get("search_path", []))],
+        cwd=str(found.get("cwd", ".")),
+        git=found.get("git") or {},
+        packages=found.get("packages", {}),
+    )
+
+
+def _pack(found: Mapping[str, Any]) -> Pack:
+    job = found["job"]
+    if job is not None and not JOB.fullmatch(job):
+        raise ValueError(f"{one_line(repr(job))} is not the number of a job of SLURM's.")
+    runs = [files.plain_name(run) for run in found["runs"]]
+    return Pack(files.plain_name(found["name"]), runs, job)
 
 
 def typed(argv: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
+from sae_sweeps.errors import visible
 from sae_sweeps.measures import Measure, describe, read
 
 Figures = dict[str, float | int]
@@ -56,6 +57,9 @@ class Result:
         try:
             known: dict[str, Any] = {k.name: found[k.name] for k in fields(cls) if k.name in found}
             known["config"] = RunConfig.of(upgrade(found["config"]))
+            known["label"] = visible(str(found["label"]))
+            choices = found["choices"].items()
+            known["choices"] = {visible(group): visible(str(option)) for group, option in choices}
             told = found.get("measures", {}).items()
             known["measures"] = tuple(read(name, plain) for name, plain in told)
             return cls(**known)

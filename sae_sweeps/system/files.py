@@ -7,10 +7,26 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from sae_sweeps.errors import ConfigError, one_line
+
+PLAIN_NAME = re.compile(r"[^./][^/]{0,249}")
+
+
+def plain_name(text: object) -> str:
+    """Return the name of something in a folder, as a file of somebody else's may say it.
+
+    Raises:
+        ConfigError: it would lead elsewhere (`..`, `a/b`, `/a`), is hidden, or no name at all.
+    """
+    if isinstance(text, str) and PLAIN_NAME.fullmatch(text) and text.isprintable():
+        return text
+    raise ConfigError(f"{one_line(repr(text))} is not a name in a folder.")
 
 
 def place_of(text: str) -> Path | None:

@@ -331,8 +331,9 @@ def test_code_edited_after_submission_is_warned_of(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"version": 7}', "has version 7, expected 2"),
-        ('{"runs": []}', "has version None, expected 2"),
+        ('{"version": 7}', "has version 7, expected 3"),
+        ('{"runs": []}', "has version None, expected 3"),
+        ('{"version": 3}', "is not a pack's file: it lacks 'runs'"),
         ('{"version"', "is not a pack's file"),
         ("[]", "is not a pack's file"),
         (None, "cannot read"),
@@ -390,9 +391,14 @@ def test_retry_from_elsewhere_finds_the_users_modules(
     folder = home / "outputs/it"
     assert str(home) in json.loads((folder / "sweep.json").read_text())["search_path"]
     again = launches.run(elsewhere, "retry", str(folder))
+    line = one_line(again, 1)
+    assert "allocator._target_ is 'my_module.Mine', and there is no module 'my_module'" in line
+    assert str(home) in line and "--trust" in line
+    again = launches.run(home, "retry", "outputs/it")
     assert "RuntimeError: the file says so" in one_line(again, 2)
     (home / "fail").unlink()
-    again = launches.run(elsewhere, "retry", os.path.relpath(folder, elsewhere))
+    trusting = os.path.relpath(folder, elsewhere), "--trust"
+    again = launches.run(elsewhere, "retry", *trusting)
     assert (again.code, again.err) == (0, "") and "1 run to train" in again.out
     assert "it: 1 of 1 runs are finished" in again.out
     assert not (elsewhere / "outputs").exists()

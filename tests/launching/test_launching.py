@@ -107,10 +107,11 @@ def test_finished_runs_are_measured_anew_on_demand(
 
 GAP = '''
 """A user's measure; nothing that plans a launch imports it."""
+from sae_sweeps.interfaces import Measurement
 raise RuntimeError("imported")
 
 
-class Gap:
+class Gap(Measurement):
     def __init__(self, *, width: float) -> None: ...
 '''
 

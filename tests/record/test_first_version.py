@@ -159,7 +159,7 @@ def test_its_wandb_logs_are_uploaded(
 
 def test_an_earlier_version_refuses_what_todays_writes() -> None:
     """It reads manifests of version 2, packs and results of version 1, and says so in one line."""
-    assert (MANIFEST_VERSION, PACK_VERSION, RESULT_VERSION) == (3, 2, 2)
+    assert (MANIFEST_VERSION, PACK_VERSION, RESULT_VERSION) == (3, 3, 2)
 
 
 def test_a_config_is_the_same_however_often_it_is_upgraded(study: Path) -> None:

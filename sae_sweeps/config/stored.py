@@ -1,0 +1,91 @@
+"""Checks what a sweep's files name before it is built: a folder may be somebody else's.
+
+What a user types is the user's own. What a file of a folder says was chosen by whoever wrote it, so
+it gets the command line's check once more, and names no code but the package's and what lies where
+the user launches.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.config.check import check_tree
+from sae_sweeps.config.options import RunConfig
+from sae_sweeps.config.signature import NUMERICS, TARGET, build, signature
+from sae_sweeps.config.source import definition, is_a, source_of
+from sae_sweeps.errors import ConfigError, one_line, visible
+
+OURS = __name__.partition(".")[0]
+LAUNCHER = f"{OURS}.launching.launcher.PlanLauncher"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Files of one folder, and how far they are believed."""
+
+    folder: Path
+    """The sweep's; no module is taken from it."""
+    elsewhere: tuple[str, ...] = ()
+    """Where its author's modules were, for a complaint to name."""
+    trusted: bool = False
+    """Whether the user has said that the folder may name any code."""
+
+    def check(self, config: RunConfig) -> dict[str, Any]:
+        """Give a config's tree as the command line would, if that would take it.
+
+        Raises:
+            ConfigError: for a class that is not its group's, for one whose module lies elsewhere,
+                and for an option that is not of its type.
+        """
+        tree = {key: _plain(value) for key, value in config.tree.items()}
+        for name in config.nodes:
+            if isinstance(tree[name], dict) and TARGET in tree[name]:
+                self._require_known(f"{name}.{TARGET}", tree[name][TARGET])
+        return check_tree(tree, config.nodes)
+
+    def launcher(self, node: Mapping[str, Any]) -> Any:
+        """Build the launcher that a manifest names.
+
+        Raises:
+            ConfigError: for what is no launcher, for one whose module lies elsewhere, and for
+                options that hold commands, unless the folder is trusted.
+        """
+        where, target = f"hydra.launcher.{TARGET}", node.get(TARGET)
+        self._require_known(where, target)
+        try:
+            definition(str(target))
+        except LookupError as error:
+            raise ConfigError(f"{where} is {target!r}: {one_line(error.args[0])}") from None
+        if not is_a(str(target), LAUNCHER):
+            raise ConfigError(f"{where} is {target!r}, expected a subclass of PlanLauncher.")
+        launcher = build(node)
+        for name, option in signature(launcher.schema).items():
+            value = node.get(name)
+            if option.code and value and not self.trusted:
+                text = f"hydra.launcher.{name} is {one_line(repr(value))}, which jobs would run"
+                raise ConfigError(f"{text}: read it, and allow it by --trust.")
+        return launcher
+
+    def _require_known(self, where: str, target: object) -> None:
+        """Refuse a class whose module is neither the package's nor found where the user is."""
+        if not isinstance(target, str) or self.trusted or target.startswith(f"{OURS}."):
+            return  # what is no text, the command line's check refuses
+        module = target.rpartition(".")[0]
+        source = source_of(module)
+        if source is None:
+            there = [place for place in self.elsewhere if place not in sys.path]
+            place = f" (it was launched with modules of {', '.join(there)})" if there else ""
+            text = f"{where} is {target!r}, and there is no module {module!r} where you launch"
+            raise ConfigError(f"{visible(text + place)}: read it, and allow it by --trust.")
+        if source.resolve().is_relative_to(self.folder.resolve()):
+            text = f"{where} is {target!r}, whose module is in the sweep's own folder, {source}"
+            raise ConfigError(f"{visible(text)}: read it, and allow it by --trust.")
+
+
+def _plain(value: Any) -> Any:
+    """Leave out what is no option."""
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if key != NUMERICS}
+    return value
