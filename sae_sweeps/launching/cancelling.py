@@ -24,6 +24,8 @@ class Cancelled:
     """SLURM jobs that ran or waited."""
     pid: int | None
     """The local command that was told to stop; None if there was none."""
+    strangers: list[str]
+    """Jobs that the manifest names, of another folder's sweep: left alone."""
 
     def as_json(self) -> dict[str, Any]:
         """Give all of it as plain data."""
@@ -33,13 +35,16 @@ class Cancelled:
     def lines(self) -> list[str]:
         """Tell it, and how to go on."""
         said: list[str] = []
+        if self.strangers:
+            text = "left alone, not submitted from this folder"
+            said.append(f"{self.name}: {', '.join(self.strangers)} {text}")
         if self.jobs:
             noun = "job" if len(self.jobs) == 1 else "jobs"
             said.append(f"{self.name}: cancelled {noun} {', '.join(self.jobs)}")
         if self.pid is not None:
             said.append(f"{self.name}: told process {self.pid} to stop; it saves checkpoints first")
-        if not said:
-            return [f"{self.name}: nothing to cancel, no run is running or pending"]
+        if not self.jobs and self.pid is None:
+            return [*said, f"{self.name}: nothing to cancel, no run is running or pending"]
         again = f"repeat its command, or sae-sweeps retry {status.shown(self.folder)}"
         return [*said, f"{self.name}: checkpoints are kept; to go on, {again}"]
 
@@ -60,18 +65,19 @@ def cancel(folder: Path) -> Cancelled:
         cluster.cancel(found.jobs)
     except cluster.ClusterError as error:
         raise ConfigError(f"{found.name}'s jobs are not cancelled: {error}") from error
-    return Cancelled(found.name, folder, found.jobs, _stop_local(folder))
+    return Cancelled(found.name, folder, found.jobs, _stop_local(folder), found.strangers)
 
 
 def _stop_local(folder: Path) -> int | None:
     """Send SIGTERM to the command that holds a sweep, if there is one; its process."""
-    if not files.is_locked(SweepFolder(folder).lock):
+    lock = SweepFolder(folder).lock
+    if not files.is_locked(lock):
         return None
     launch = manifest.read(folder).launches[-1]
     if launch.host != socket.gethostname():
         text = f"{folder} is trained on {launch.host}, by process {launch.pid}"
         raise ConfigError(f"{text}: cancel it there.")
-    if not _is_ours(launch.pid):
+    if not (files.has_open(launch.pid, lock) and _is_ours(launch.pid)):
         text = f"{folder} is in use, but not by process {launch.pid}, which its manifest names"
         raise ConfigError(f"{text}: a command has just begun; try again soon.")
     os.kill(launch.pid, signal.SIGTERM)

@@ -203,10 +203,9 @@ class SweepFolder:
             path = self.path / Path(entry.path).relative_to(home)
             if entry.is_symlink():
                 if not _is_within(Path(entry.path), home):
-                    text = (
-                        f"{path} is a link out of its sweep's folder, to {Path(entry).readlink()}"
-                    )
-                    raise ConfigError(f"{text}: put what it points to in its place, or remove it.")
+                    text = f"{path} is a link out of the sweep's folder"
+                    there = f"to {Path(entry).readlink()}: put what is there in its place"
+                    raise ConfigError(f"{text}, {there}, or remove it.")
             elif not entry.is_dir() and not entry.is_file():
                 raise ConfigError(f"{path} is neither a file nor a folder: remove it.")
             elif path.relative_to(self.path).as_posix() in W_AND_B_SETTINGS:

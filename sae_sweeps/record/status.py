@@ -75,6 +75,8 @@ class SweepStatus:
     """Why SLURM could not be asked, so that jobs are judged by their files alone; else empty."""
     jobs: list[str]
     """The SLURM jobs of unfinished runs that run or wait."""
+    strangers: list[str]
+    """Jobs that the manifest names and that were not submitted from this folder."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -113,11 +115,13 @@ def read(folder: Path) -> SweepStatus:
     points = dict(zip(found.runs, found.points, strict=True))
     results = {name: place.run(name).result_of(point.config) for name, point in points.items()}
     packs = [found.pack_of(name) for name, result in results.items() if result is None]
-    jobs, problem = _ask({pack.job for pack in packs if pack and pack.job})
-    around = _Around(place, found, held, jobs, problem)
+    known, problem = _ask({pack.job for pack in packs if pack and pack.job})
+    jobs = {id: job for id, job in known.items() if _is_of(job, found.name, place)}
+    strangers = sorted(known.keys() - jobs)
+    around = _Around(place, found, held, jobs, strangers, problem)
     runs = [_judge(name, point, results[name], around) for name, point in points.items()]
     live = sorted(job.id for job in jobs.values() if job.live)
-    return SweepStatus(found.name, folder, runs, problem, live)
+    return SweepStatus(found.name, folder, runs, problem, live, strangers)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class _Around:
     held: bool
     """Whether a launch is at work."""
     jobs: dict[str, cluster.Job]
+    strangers: list[str]
     problem: str
 
 
@@ -147,6 +152,13 @@ def _ask(ids: set[str]) -> tuple[dict[str, cluster.Job], str]:
         return (cluster.jobs(sorted(ids)) if ids else {}), ""
     except cluster.ClusterError as error:
         return {}, one_line(error)
+
+
+def _is_of(job: cluster.Job, name: str, place: SweepFolder) -> bool:
+    """Tell whether a job was submitted from this folder, and not from one that was copied here."""
+    if job.name != name or job.folder is None:
+        return job.name == name
+    return files.is_same(job.folder, place.packs)
 
 
 def _judge(name: str, point: Point, result: Result | None, around: _Around) -> RunStatus:
@@ -215,6 +227,8 @@ def _loss(run: RunFolder, number: str | None, job: cluster.Job | None, around: _
     """Say what is known of why nobody works on a run."""
     if number and around.problem:
         return "SLURM could not be asked about its job"
+    if number in around.strangers:
+        return f"its job {number} is not of this sweep's folder"
     if number:
         said = "SLURM does not know its job any more"
         if job is not None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sae_sweeps.errors import one_line
 
@@ -19,8 +20,10 @@ TIMEOUT_SECONDS = 20.0
 IDS_PER_CALL = 500
 """A command line has room for some ten thousand; SLURM reads a few hundred at no cost."""
 NOTHING = frozenset({"", "None", "None assigned", "(null)", "N/A", "n/a"})
-QUEUE_FORMAT = "JobArrayID:64|,State:32|,NodeList:256|,RestartCnt:16|,Reason:256"
-RECORD_FORMAT = "JobID,State,NodeList,ExitCode"
+QUEUE_FORMAT = (
+    "JobArrayID:64|,State:32|,NodeList:256|,RestartCnt:16|,Name:256|,Command:4096|,Reason:256"
+)
+RECORD_FORMAT = "JobID,State,NodeList,ExitCode,JobName"
 """Not `Reason`, which is why a job once waited, even when it has ended since."""
 NOT_OURS = ("SQUEUE_", "SACCT_", "SCANCEL_")
 """Variables by which a user's shell changes what the commands print, select or ask back."""
@@ -48,6 +51,10 @@ class Job:
     """
     restarts: int
     """How often it was requeued; 0 where only the accounting remembers the job."""
+    name: str
+    """What it is called."""
+    folder: Path | None
+    """Where its script was submitted from; None where only the accounting remembers the job."""
 
     @property
     def live(self) -> bool:
@@ -92,11 +99,11 @@ def _queued(ids: Sequence[str]) -> Iterator[Job]:
     """Read what the controller knows of jobs and of all tasks of arrays."""
     words = ("--noheader", "--all", "--array", "--states=all", f"--Format={QUEUE_FORMAT}")
     for line in _ask("squeue", *words, f"--jobs={','.join(ids)}").splitlines():
-        fields = [field.strip() for field in line.split("|", 4)]
-        if len(fields) == 5:
-            id, state, node, restarts, reason = fields
+        fields = [field.strip() for field in line.split("|", 6)]
+        if len(fields) == 7:
+            id, state, node, restarts, name, script, reason = fields
             count = int(restarts) if restarts.isdecimal() else 0
-            yield Job(id, state, _text(node), _text(reason), count)
+            yield Job(id, state, _text(node), _text(reason), count, name, Path("/", script).parent)
 
 
 def _recorded(ids: Sequence[str]) -> Iterator[Job]:
@@ -107,15 +114,15 @@ def _recorded(ids: Sequence[str]) -> Iterator[Job]:
     except ClusterError:
         return
     for line in text.splitlines():
-        fields = line.split("|", 3)
-        if len(fields) == 4:
-            id, state, node, code = fields
+        fields = line.split("|", 4)
+        if len(fields) == 5:
+            id, state, node, code, name = fields
             state, _, by = state.partition(" ")  # "CANCELLED by 1000"
             # A job that the controller has forgotten cannot go on, whatever a record that was
             # never closed says.
             if state in ENDED:
                 ended = "" if code == "0:0" else f"exit code {code}"
-                yield Job(id, state, _text(node), by or ended, 0)
+                yield Job(id, state, _text(node), by or ended, 0, name, None)
 
 
 def _ask(*command: str) -> str:

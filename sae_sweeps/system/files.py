@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,28 @@ def place_of(text: str) -> Path | None:
     except (OSError, RuntimeError):  # too long, or the home of nobody
         return None
     return place
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Say whether two paths lead to one file or folder that is there."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Say whether a process of this machine has a file open; not where it cannot be told."""
+    handles = Path(f"/proc/{pid}/fd")
+    if handles.parents[1].is_dir():
+        with suppress(OSError):  # it has ended, or is another user's
+            return any(is_same(handle, path) for handle in handles.iterdir())
+        return False
+    command = ["lsof", "-t", "--", str(path)]  # macOS has no /proc
+    try:
+        return str(pid) in subprocess.run(command, capture_output=True, text=True).stdout.split()
+    except OSError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -377,7 +377,7 @@ def test_json_holds_all_that_is_known(
     folders = [mixed(tmp_path / "a"), sweep(tmp_path / "b", ["7"])]
     broken = rows(100).replace("0.5", "NaN").replace("10.0", "Infinity")
     write(folders[1] / "runs/s0/metrics.jsonl", broken)
-    slurm.queue("7|RUNNING|n1|0|")
+    slurm.queue("7|RUNNING|n1|0|", of=folders[1])
     assert commands.main(["status", "--json", *map(str, folders)]) == 0
 
     def refuse(word: str) -> None:
@@ -658,7 +658,7 @@ def test_jobs_that_cannot_be_asked_about_are_not_cancelled(
     slurm.answers("squeue", code=1)
     assert commands.main(["cancel", str(folder)]) == 1
     assert "a's jobs are not cancelled: " in capsys.readouterr().err
-    slurm.answers("squeue", "7|RUNNING|n1|0|")
+    slurm.queue("7|RUNNING|n1|0|")
     slurm.answers("scancel", code=1)
     assert commands.main(["cancel", str(folder)]) == 1
     assert "a's jobs are not cancelled: " in capsys.readouterr().err

@@ -166,6 +166,7 @@ for job in ",".join(args.jobs).split(","):
             "State": f"CANCELLED by {user}" if state == "CANCELLED" else state,
             "NodeList": record.get("NodeList") or "None assigned",
             "ExitCode": record["ExitCode"],
+            "JobName": record["JobName"],
         }
         print("|".join(row[field] for field in args.format))
 C

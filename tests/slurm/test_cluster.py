@@ -17,6 +17,9 @@ pytestmark = pytest.mark.xdist_group("slurm")
 
 UNKNOWN = "4000000"
 
+WRAPPED = ("wrap", Path("/"))
+"""The name and the folder of a job without a script of its own."""
+
 
 @pytest.fixture
 def submit(here: Slurm) -> Iterator[Callable[..., str]]:
@@ -56,9 +59,9 @@ def test_jobs_that_wait_run_and_have_ended(submit: Callable[..., str]) -> None:
     )
     found = cluster.jobs(iter([UNKNOWN, *ids, f"{array}_7", held]))
     assert list(found) == ids
-    assert found[held] == Job(held, "PENDING", "", "JobHeldUser", 0)
-    assert found[f"{array}_0"] == Job(f"{array}_0", "RUNNING", "n3", "", 0)
-    assert found[f"{array}_2"] == Job(f"{array}_2", "PENDING", "", "JobArrayTaskLimit", 0)
+    assert found[held] == Job(held, "PENDING", "", "JobHeldUser", 0, *WRAPPED)
+    assert found[f"{array}_0"] == Job(f"{array}_0", "RUNNING", "n3", "", 0, *WRAPPED)
+    assert found[f"{array}_2"] == Job(f"{array}_2", "PENDING", "", "JobArrayTaskLimit", 0, *WRAPPED)
     assert found[failed].reason == "NonZeroExitCode"
     assert found[done].node in {"n1", "n2", "n3", "n4"}
     assert [found[id].live for id in ids] == [True, True, True, True, False, False]
@@ -100,8 +103,8 @@ def test_the_accounting_tells_how_a_job_ended(here: Slurm, submit: Callable[...,
     squeue.chmod(0o755)
     try:
         assert cluster.jobs([failed, cancelled, UNKNOWN]) == {
-            failed: Job(failed, "FAILED", "n1", "exit code 3:0", 0),
-            cancelled: Job(cancelled, "CANCELLED", "", f"by {os.getuid()}", 0),
+            failed: Job(failed, "FAILED", "n1", "exit code 3:0", 0, "wrap", None),
+            cancelled: Job(cancelled, "CANCELLED", "", f"by {os.getuid()}", 0, "wrap", None),
         }
     finally:
         squeue.unlink()

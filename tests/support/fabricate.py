@@ -112,9 +112,13 @@ class Slurm:
         write(self.folder / f"{name}.answer", "".join(f"{line}\n" for line in lines))
         write(self.folder / f"{name}.code", str(code))
 
-    def queue(self, *jobs: str) -> None:
-        """Answer with `id|state|node|restarts|reason` for each job."""
-        self.answers("squeue", *jobs)
+    def queue(self, *jobs: str, of: Path | None = None) -> None:
+        """Answer with `id|state|node|restarts|reason` for each job of a sweep, `a` beside this."""
+        sweep = of or self.folder.parent / "a"
+        (sweep / "packs").mkdir(parents=True, exist_ok=True)
+        fields = [job.rsplit("|", 1) for job in jobs]
+        script = f"{sweep.name}|{sweep}/packs/.submission.sh"
+        self.answers("squeue", *(f"{first}|{script}|{reason}" for first, reason in fields))
 
     def calls(self, name: str) -> list[str]:
         path = self.folder / f"{name}.calls"

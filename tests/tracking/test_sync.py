@@ -261,10 +261,10 @@ def test_runs_at_work_are_left(
     """By a lock, an open log, what SLURM says, or a launch that will end with the summary."""
     slurm = Slurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{slurm.folder}:{os.environ['PATH']}")
-    slurm.queue("12_0|RUNNING|node|0|None")
     sweep = Sweep(tmp_path / "sweep", 4)
     shutil.rmtree(sweep.folder)
     fabricated(sweep.folder, [None, None, None, "12_0"])
+    slurm.queue("12_0|RUNNING|node|0|None", of=sweep.folder)
     sweep.train(5, 5, 5, 5)
     (sweep.run(3).folder / "result.json").unlink()
     sweep.summarise()

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from sae_sweeps.config.signature import build
 from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.wandb import mirror, places, service
 from sae_sweeps.tracking.wandb.offline import Content
 from sae_sweeps.tracking.wandb.server import W_AND_B_RUN
+from sae_sweeps.tracking.wandb.tracker import Wandb
 
 AT_ONCE = 16
 """Each has a thread of its own."""
@@ -62,12 +62,19 @@ def complete(runs: Sequence[Run]) -> None:
     os.environ["WANDB_MODE"] = "online"  # who uploads does not mean `offline`
     for _, alike in groupby(runs, lambda run: json.dumps(run.config.nodes["tracking"])):
         some = list(alike)
-        tracking = build(some[0].config.nodes["tracking"])
+        tracking = _tracker(some[0])
         for start in range(0, len(some), AT_ONCE):
             for run in some[start : start + AT_ONCE]:
                 tracking.open(run).finish(_result(run))
             tracking.close()
     service.tear_down()
+
+
+def _tracker(run: Run) -> Wandb:
+    """Make a tracker of our own class: a folder may be somebody else's, and names no other one."""
+    entity, project, _ = place(run, "")
+    tags = [*run.config.nodes["tracking"].get("tags", [])]
+    return Wandb(project=project, entity=entity or None, mode="online", tags=tags)
 
 
 def _result(run: Run) -> Result | None:

@@ -13,14 +13,16 @@ import os
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.tracking.wandb.log_format import FILE_HEAD, whole_records, written
 
 ASIDE, REST = ".set-aside", ".rest"
+STAGING = ("artifacts", "staging")
 WRITER_LIMIT_S = 10.0  # W&B's process ends within a second of the one that started it
 
 
@@ -79,13 +81,13 @@ class Content:
     """How many rows of the run come before its own, as W&B found; None where it never asked."""
     online: bool
     moved: list[str]
-    """Files of tables that it names and that are not there any more, as when a sweep is copied."""
+    """Files of tables that it names elsewhere than in the sweep, as when that is copied."""
     summary: dict[str, Any]
     """What it says of the whole run, by name."""
 
 
 def read(path: Path) -> Fragment:
-    """Read one log as far as it is whole."""
+    """Read one log as far as it is whole; raises ConfigError for records that are none of W&B's."""
     payloads = list(whole_records(path.read_bytes()))
     records = _records()
 
@@ -93,9 +95,10 @@ def read(path: Path) -> Fragment:
         return records.Record.FromString(payload) if word in payload else records.Record()
 
     id = path.stem.removeprefix("run-").encode()
-    begun = any(parsed(id, payload).HasField("run") for _, payload in payloads)
-    rows = (parsed(b"tokens_seen", payload) for _, payload in reversed(payloads))
-    tokens = next((_tokens(row) for row in rows if row.HasField("history")), 0)
+    with _worded(path):
+        begun = any(parsed(id, payload).HasField("run") for _, payload in payloads)
+        rows = (parsed(b"tokens_seen", payload) for _, payload in reversed(payloads))
+        tokens = next((_tokens(row) for row in rows if row.HasField("history")), 0)
     return Fragment(path, payloads[-1][0] if payloads else 0, begun, tokens)
 
 
@@ -104,35 +107,72 @@ def content(fragment: Fragment) -> Content:
 
     Raises:
         OSError: if it cannot be read.
+        ConfigError: if it is another run's than it is called after, or W&B would upload from it
+            other files than the sweep's.
     """
     path = fragment.path
     run, rows, first, staged, summary = None, 0, None, list[str](), dict[str, Any]()
-    for payload in _payloads(path):
-        record = _records().Record.FromString(payload)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run = run or record.run
-        elif kind == "history":
-            rows += 1
-            first = record.history.step.num if first is None else first
-        elif kind == "artifact":
-            staged += [entry.local_path for entry in record.artifact.manifest.contents]
-        elif kind == "summary":
-            summary |= {_name(item): json.loads(item.value_json) for item in record.summary.update}
-    assert run is not None
+    with _worded(path):
+        for payload in _payloads(path):
+            record = _records().Record.FromString(payload)
+            kind = record.WhichOneof("record_type")
+            _require_own(record, kind)
+            if kind == "run":
+                run = run or record.run
+            elif kind == "history":
+                rows += 1
+                first = record.history.step.num if first is None else first
+            elif kind == "artifact":
+                staged += [entry.local_path for entry in record.artifact.manifest.contents]
+            elif kind == "summary":
+                told = record.summary.update
+                summary |= {_name(item): json.loads(item.value_json) for item in told}
+        if run is None or run.run_id != path.stem.removeprefix("run-"):
+            raise ValueError("which run it is of is not what it is called after")
     before = _starting_step(path)
     online = not path.parent.name.startswith("offline-")
     if before is None and online:
         before = first
-    moved = [name for name in staged if name and not Path(name).exists()]
+    moved = [name for name in staged if name and not _is_staged(fragment, name)]
     where = run.entity, run.project, run.run_id
     started = run.start_time.ToNanoseconds() / 1e9
     return Content(fragment, where, started, rows, before, online, moved, summary)
 
 
+@contextmanager
+def _worded(path: Path) -> Generator[None]:
+    """Word what is wrong with a log's records; the folder may be anybody's, and so its logs."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # protobuf has exceptions of its own
+        raise ConfigError(f"{path} is not as W&B writes it: {one_line(error)}.") from error
+
+
+def _require_own(record: Any, kind: str | None) -> None:
+    """Refuse a record by which W&B would upload files from elsewhere; raises ValueError."""
+    if kind == "tbrecord":
+        raise ValueError("it names a folder of TensorBoard's, which no run of a sweep has")
+    if kind == "artifact" and record.artifact.manifest.manifest_file_path:
+        raise ValueError(f"it names {record.artifact.manifest.manifest_file_path!r}")
+    for file in record.files.files if kind == "files" else ():
+        if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+            raise ValueError(f"it names {file.path!r}, which is not in its folder")
+
+
+def _is_staged(fragment: Fragment, name: str) -> bool:
+    """Whether a table's file is where W&B puts it: in the sweep, or where the user has it put."""
+    places = [present(fragment, name).parent]
+    if own := os.environ.get("WANDB_DATA_DIR"):
+        places.append(Path(own, *STAGING))
+    return Path(name).parent in places and Path(name).exists()
+
+
 def present(fragment: Fragment, name: str) -> Path:
     """Tell where a file of a table lies in the sweep's folder as it is now."""
-    return fragment.path.parents[1] / ".data" / "artifacts" / "staging" / Path(name).name
+    home = fragment.path.parents[1]
+    return (home.parent if home.name == REST else home).joinpath(".data", *STAGING, Path(name).name)
 
 
 def tokens_at(path: Path, row: int) -> int:
@@ -159,7 +199,7 @@ def rest(fragment: Fragment, sent: int) -> Path:
     target = folder.parent / REST / folder.name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    (target / "files").symlink_to((folder / "files").resolve())
+    (target / "files").symlink_to(Path("..", "..", folder.name, "files"))
     kept = list[bytes]()
     for payload in _payloads(fragment.path):
         record = _records().Record.FromString(payload)
@@ -167,7 +207,7 @@ def rest(fragment: Fragment, sent: int) -> Path:
         sent -= kind == "history"
         if kind == "artifact":
             for entry in record.artifact.manifest.contents:
-                if entry.local_path and not Path(entry.local_path).exists():
+                if entry.local_path and not _is_staged(fragment, entry.local_path):
                     entry.local_path = str(present(fragment, entry.local_path))
             payload = record.SerializeToString()
         if kind != "stats" and (kind != "history" or sent < 0):

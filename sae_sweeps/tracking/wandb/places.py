@@ -1,6 +1,11 @@
 """What W&B has in a sweep's folder, and what it is called there."""
 
+import re
 from pathlib import Path
+
+from sae_sweeps.errors import ConfigError, one_line
+
+ID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
 def logs_of(sweep: Path) -> Path:
@@ -9,9 +14,18 @@ def logs_of(sweep: Path) -> Path:
 
 
 def id_of(folder: Path) -> str | None:
-    """Read the W&B id of a run's folder, or of a sweep's summary; None if W&B was told nothing."""
+    """Read the W&B id of a run's folder, or of a sweep's summary; None if W&B was told nothing.
+
+    Raises:
+        ConfigError: the file says something else, by which other files would be found.
+    """
     path = id_file(folder)
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    if not path.exists():
+        return None
+    id = path.read_text(encoding="utf-8").strip()
+    if not ID.fullmatch(id):
+        raise ConfigError(f"{path} holds {one_line(repr(id))}, which is not the id of a W&B run.")
+    return id
 
 
 def id_file(folder: Path) -> Path:

@@ -288,5 +288,5 @@ class _Sync:
         except CannotUpload as error:
             self.failed[id] = str(error)
             self.unlike.add(id)
-        except OSError as error:
+        except (ConfigError, OSError) as error:
             self.failed[id] = one_line(error)

@@ -22,7 +22,7 @@ from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
 from sae_sweeps.tracking.off import Off
 from sae_sweeps.tracking.wandb import session
 from sae_sweeps.tracking.wandb.mirror import Mirror
-from sae_sweeps.tracking.wandb.places import id_file
+from sae_sweeps.tracking.wandb.places import id_file, id_of
 
 WAITING_SHARE = 0.95
 """Of the time there is in the end; then W&B's own process is ended."""
@@ -126,11 +126,12 @@ def _log_report(summary: Summary, run: Any) -> None:
 
 def _id(folder: Path, name: str) -> str:
     """Give the folder's W&B id, made once."""
-    path = id_file(folder)
-    if not path.exists():  # a random end, as equal sweeps of two people must not share a W&B run
+    id = id_of(folder)
+    if id is None:  # a random end, as equal sweeps of two people must not share a W&B run
         slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:46]
-        files.write_text(path, f"{slug}-{secrets.token_hex(4)}\n")
-    return path.read_text(encoding="utf-8").strip()
+        id = f"{slug}-{secrets.token_hex(4)}"
+        files.write_text(id_file(folder), f"{id}\n")
+    return id
 
 
 def _flat(node: Mapping[str, Any], path: str = "") -> Generator[tuple[str, Any]]:

@@ -43,7 +43,8 @@ def uploading(
 
     Gives the process and what it writes. It never asks, and uploads the logs of one run in order.
     """
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, logs)]
+    # -P: no module is taken from the folder that this is called in, which has one called wandb.
+    command = [sys.executable, "-P", "-m", "wandb", "sync", "--include-online", *map(str, logs)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
             command,
