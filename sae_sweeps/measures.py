@@ -5,6 +5,7 @@ describes figures of its own alike; results keep these descriptions, so that rep
 that a user brought.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class Column:
     """What the heading means, below the table."""
 
     def __post_init__(self) -> None:
+        if re.search(r"\d{3}", self.form):  # a file of somebody else's may ask for a billion
+            raise ValueError(f"a column's form is {self.form!r}, expected fewer digits.")
         format(0.0, self.form)  # else the first report would complain
 
 

@@ -145,12 +145,12 @@ def _stalled(pack: Frozen) -> bool:
     """Write down that the pack starts, and say whether that has become of no use."""
     path = pack.files.starts
     try:
-        starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        starts: list[dict[str, Any]] = [*map(dict, json.loads(path.read_text(encoding="utf-8")))]
+    except (OSError, ValueError, TypeError):
         starts = []
     progress = [_progress(run) for run in pack.runs]
     in_vain = 0
-    while in_vain < len(starts) and starts[-1 - in_vain]["progress"] == progress:
+    while in_vain < len(starts) and starts[-1 - in_vain].get("progress") == progress:
         in_vain += 1
     now = {"time": time.time(), "host": socket.gethostname(), "progress": progress}
     with suppress(OSError):  # training tells better what is wrong with the disk

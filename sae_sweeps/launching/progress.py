@@ -171,7 +171,7 @@ class Bar(Display):
     def table(self) -> RenderableType:
         """Draw the runs of the pack, those in training first."""
         table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column(self.text)
+        table.add_column(Text(self.text))
         for title in ("tokens", "L0", "FVU"):
             table.add_column(title, justify="right")
         rows = sorted(self.rows, key=lambda row: row.status != "training")

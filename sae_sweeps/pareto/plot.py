@@ -1,14 +1,22 @@
 """Draws a sweep: L0 against FVU, CE recovered, dead latents and whatever else has a panel."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+with chdir(Path(__file__).parent):  # where a report is drawn may be a matplotlibrc of a stranger's
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import (
+        FixedLocator,
+        LogLocator,
+        MaxNLocator,
+        NullLocator,
+        StrMethodFormatter,
+    )
 
 from sae_sweeps.measures import Measure, Panel
 from sae_sweeps.pareto.frontier import frontier

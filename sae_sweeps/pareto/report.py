@@ -82,12 +82,19 @@ def _console() -> Console:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     """Write full precision: Python's shortest text that reads back as the same number."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    shown = [{_harmless(column): _harmless(cell) for column, cell in row.items()} for row in rows]
+    columns = list(dict.fromkeys(column for row in shown for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(shown)
     return text.getvalue()
+
+
+def _harmless(cell: Any) -> Any:
+    """Keep a text, which may be somebody else's, from being a spreadsheet's formula."""
+    formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t"))
+    return f"'{cell}" if formula else cell
 
 
 def _charts(points: list[RunPoint]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

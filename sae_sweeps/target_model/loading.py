@@ -44,7 +44,9 @@ class Loader:
         place = embedded.MODEL if model == "embedded" else folder if folder.is_dir() else None
         self.place = str(place or resolve_model_alias(model) or model)
         with self._worded():
-            self.config: Any = AutoConfig.from_pretrained(self.place, revision=revision)
+            self.config: Any = AutoConfig.from_pretrained(
+                self.place, revision=revision, trust_remote_code=False
+            )
             self.architecture = determine_architecture_from_hf_config(self.config)
 
     @property
@@ -66,7 +68,9 @@ class Loader:
         from transformers import AutoTokenizer
 
         with self._worded():
-            made = AutoTokenizer.from_pretrained(self.place, revision=self.revision)
+            made = AutoTokenizer.from_pretrained(
+                self.place, revision=self.revision, trust_remote_code=False
+            )
             if len(made) <= len(made.all_special_ids):  # what some classes make of no files
                 raise ValueError("its tokenizer knows no text")
             return made
@@ -90,7 +94,7 @@ class Loader:
         """Hugging Face's own modules, with the fastest attention that computes the same."""
         with self._worded(), self._told():
             model: Any = self._model_class.from_pretrained(
-                self.place, revision=self.revision, dtype=self.dtype
+                self.place, revision=self.revision, dtype=self.dtype, trust_remote_code=False
             )
             return Plain(model.to(self.device).eval().requires_grad_(False), self._components)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +54,7 @@ def save(folder: Path, name: str, project: str, entity: str, server: Server) -> 
     entity = entity or _recorded(folder) or server.entity
     home = f"{server.app_url.rstrip('/')}/{entity}/{project}"
     try:
-        workspace = _kept(ws, kept, home)
+        workspace = _kept(ws, kept, home, name)
         if workspace is None:
             shown = ws.WorkspaceSettings(x_axis="tokens_seen", max_runs=RUNS_SHOWN)
             workspace = ws.Workspace(entity=entity, project=project, settings=shown)
@@ -76,15 +77,21 @@ def _recorded(folder: Path) -> str:
     return next((offline.content(fragment).run[0] for fragment in found if fragment.begun), "")
 
 
-def _kept(ws: Any, kept: Path, home: str) -> Any:
-    """Load the workspace that was made before; None without one in this project."""
+def _kept(ws: Any, kept: Path, home: str, name: str) -> Any:
+    """Load the workspace that was made before; None without one of this sweep in this project.
+
+    The file may be somebody else's: what it names must still show the sweep, or bear its name.
+    """
     url = kept.read_text(encoding="utf-8").strip() if kept.exists() else ""
     if not url.startswith(f"{home}?"):
         return None
     entity, project = home.split("/")[-2:]
     number = parse_qs(urlparse(url).query)["nw"][0]
     with suppress(ValueError):  # it is not there any more
-        return ws.Workspace.from_url(f"https://any/{entity}/{project}?nw={number}")
+        found = ws.Workspace.from_url(f"https://any/{entity}/{project}?nw={number}")
+        shown = re.findall(r"""(["'])(.*?)\1""", str(found.runset_settings.filters))
+        if name in (found.name, *(text for _, text in shown)):
+            return found
     return None
 
 

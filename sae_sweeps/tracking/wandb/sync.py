@@ -74,7 +74,7 @@ class Outcome:
 def bar(name: str) -> Generator[Callable[[int, int], None]]:
     """Show how many W&B runs of a sweep are uploaded, on a terminal."""
     console = Terminal(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
         task = p.add_task(f"uploading {name}", total=None)
         yield lambda done, total: p.update(task, completed=done, total=total)
