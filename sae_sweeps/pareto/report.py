@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, visible
 from sae_sweeps.pareto import similarity, table
 from sae_sweeps.pareto.measured import panels
 from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read
@@ -92,9 +92,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _harmless(cell: Any) -> Any:
-    """Keep a text, which may be somebody else's, from being a spreadsheet's formula."""
-    formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t"))
-    return f"'{cell}" if formula else cell
+    """Keep a text, which may be somebody else's, from commanding a spreadsheet or a terminal."""
+    if not isinstance(cell, str):
+        return cell
+    return visible(f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell)
 
 
 def _charts(points: list[RunPoint]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, visible
 from sae_sweeps.record.identity import identity
 from sae_sweeps.record.result import Failure, Result, Row
 from sae_sweeps.system import files
@@ -121,7 +121,7 @@ class RunFolder:
         """Read why the run failed; None if it did not."""
         try:
             found = json.loads(self.failed.read_text(encoding="utf-8"))
-            return Failure(str(found["error"]), found.get("tokens"))
+            return Failure(visible(str(found["error"])), found.get("tokens"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError):
@@ -203,9 +203,8 @@ class SweepFolder:
             path = self.path / Path(entry.path).relative_to(home)
             if entry.is_symlink():
                 if not _is_within(Path(entry.path), home):
-                    text = f"{path} is a link out of the sweep's folder"
-                    there = f"to {Path(entry).readlink()}: put what is there in its place"
-                    raise ConfigError(f"{text}, {there}, or remove it.")
+                    text = f"a link leads out of the sweep's folder, {path} to {Path(entry).readlink()}"
+                    raise ConfigError(f"{text}: put what is there in its place, or remove it.")
             elif not entry.is_dir() and not entry.is_file():
                 raise ConfigError(f"{path} is neither a file nor a folder: remove it.")
             elif path.relative_to(self.path).as_posix() in W_AND_B_SETTINGS:

@@ -345,6 +345,10 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     )
     dress(folder)
     write_failure(folder, "bad-1", evil)
+    told = dict.fromkeys(("name", "command", "cwd", "host", "time"), evil)
+    told |= {"git": {"commit": evil, "diff": evil}, "packages": {evil: evil}, "pid": 1}
+    told |= {"version": 3, "launcher": {}, "packs": [], "points": [], "earlier": []}
+    (folder / "sweep.json").write_text(json.dumps(told))
     printed(folder)
     page = Opened(browser, folder / "report.html")
     assert page.tab.locator("img").count() == 0
@@ -354,6 +358,7 @@ def test_what_users_write_is_text(browser: Browser, tmp_path: Path) -> None:
     hover = page.tab.locator("#pareto-0 .hoverlayer .hovertext").text_content() or ""
     assert "optimizer.lr: <b>x</b>" in hover
     assert page.tab.locator("#runs tbody tr").count() == len(results)
+    assert page.trouble == []
     page.close()
 
 
