@@ -203,7 +203,8 @@ class SweepFolder:
             path = self.path / Path(entry.path).relative_to(home)
             if entry.is_symlink():
                 if not _is_within(Path(entry.path), home):
-                    text = f"a link leads out of the sweep's folder, {path} to {Path(entry).readlink()}"
+                    link = f"{path} to {Path(entry).readlink()}"
+                    text = f"a link leads out of the sweep's folder, {link}"
                     raise ConfigError(f"{text}: put what is there in its place, or remove it.")
             elif not entry.is_dir() and not entry.is_file():
                 raise ConfigError(f"{path} is neither a file nor a folder: remove it.")

@@ -122,6 +122,7 @@ class _Sync:
 
     def run(self, running: set[str], over: Sequence[Run]) -> Outcome:
         """Upload what is to be uploaded, ask for all of it, and complete what is over."""
+        ids = {id: run for run in over if (id := completing.id_of(run))}
         self._clear()
         runs = self._runs(running)
         todo = [run for run in runs if not run.settled]
@@ -136,12 +137,11 @@ class _Sync:
             for run in todo:
                 run.settle(good=run.id in good)
             self._clear()
-        self._complete(over)
+        self._complete(ids)
         return self.outcome
 
-    def _complete(self, over: Sequence[Run]) -> None:
-        """Tell W&B what it lacks of runs that are over."""
-        ids = {id: run for run in over if (id := completing.id_of(run))}
+    def _complete(self, ids: dict[str, Run]) -> None:
+        """Tell W&B what it lacks of runs that are over, by their W&B ids."""
         for id in self.outcome.left | set(self.failed):
             if not (id in self.unlike and id in ids and self._goes_on(ids[id], id)):
                 ids.pop(base_of(id), None)
