@@ -259,8 +259,7 @@ def main(argv: list[str]) -> int:
 def _guard(folders: Sequence[Path]) -> None:
     """See to it that folders, which may be somebody else's, lead nowhere and run nothing.
 
-    Where the command is called in one, no module is found in it, nor does W&B ask git there, which
-    runs what a repository's own config names. Raises ConfigError.
+    No module is found in them, even where the command is called in one; raises ConfigError.
     """
     from sae_sweeps.record.folder import SweepFolder
 
@@ -268,8 +267,6 @@ def _guard(folders: Sequence[Path]) -> None:
         SweepFolder(folder).inspect()
         home = folder.resolve()
         sys.path[:] = [p for p in sys.path if not Path(p or ".").resolve().is_relative_to(home)]
-        if Path.cwd().is_relative_to(home):
-            os.environ["WANDB_DISABLE_GIT"] = "true"
 
 
 def unknown(word: str) -> str:

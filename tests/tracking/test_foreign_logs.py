@@ -208,9 +208,11 @@ def test_a_verb_called_in_the_folder_runs_nothing_of_it(tmp_path: Path, backend:
         write(sweep.folder / name / "__init__.py", planted)
         write(sweep.folder / name / "__main__.py", planted)
     write(sweep.folder / "matplotlibrc", "backend: module://torch\nbad\x1b]0;key: 1\n")
-    subprocess.run(["git", "init", "-q", "."], cwd=sweep.folder, check=True)
-    hook = ["git", "config", "core.fsmonitor", f"touch {mark}"]
-    subprocess.run(hook, cwd=sweep.folder, check=True)
+    run = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "sweep.json"], ["commit", "-qm", "it"]):
+        subprocess.run([*run, *words], cwd=sweep.folder, check=True)
+    for key in ("core.fsmonitor", "diff.external", "core.sshCommand", "core.pager"):
+        subprocess.run(["git", "config", key, f"touch {mark}"], cwd=sweep.folder, check=True)
     (sweep.run(1).folder / "result.json").unlink()  # for retry
     script = "from sae_sweeps.__main__ import main; main()"
     env = {**os.environ, **backend.client(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
