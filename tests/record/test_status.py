@@ -687,6 +687,46 @@ def test_no_stranger_is_killed(tmp_path: Path) -> None:
         assert stranger.poll() is None
 
 
+def test_a_job_of_another_folder_or_name_is_a_strangers(
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a copy of a sweep, or where somebody wrote a number into its manifest."""
+    folder = sweep(tmp_path / "a", ["7", "8", "9", "10"])
+    others = tmp_path / "elsewhere/a", tmp_path / "b"
+    lines = list[str]()
+    for number, place in zip(("7", "8"), others, strict=True):
+        slurm.queue(f"{number}|RUNNING|n1|0|", of=place)
+        lines += (slurm.folder / "squeue.answer").read_text().splitlines()
+    lines.append(f"9|RUNNING|n1|0|other|{folder}/packs/.submission.sh|")
+    slurm.answers("squeue", *lines, "10|RUNNING|n1|0|wrap|(null)|")
+    found = status.read(folder)
+    assert found.jobs == [] and found.strangers == ["10", "7", "8", "9"] and found.over
+    assert [run.reason for run in found.runs] == [
+        f"its job {number} is not of this sweep's folder" for number in (7, 8, 9, 10)
+    ]
+    assert commands.main(["cancel", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a: 10, 7, 8, 9 left alone, not submitted from this folder",
+        "a: nothing to cancel, no run is running or pending",
+    ]
+    assert slurm.calls("scancel") == []
+
+
+def test_a_command_that_trains_another_sweep_is_left_alone(tmp_path: Path) -> None:
+    """The manifest is a copy, or names the process of whoever it likes."""
+    folder, other = sweep(tmp_path / "a", [None]), sweep(tmp_path / "b", [None])
+    content = json.loads((folder / "sweep.json").read_text())
+    line = [sys.executable, "-c", HOLD_SWEEP, str(other), "sae-sweeps"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE) as training:
+        assert training.stdout and training.stdout.readline() == b"held\n"
+        write(folder / "sweep.json", content | {"pid": training.pid})
+        assert cancelling.cancel(folder).pid is None
+        with held(folder / ".lock"), pytest.raises(ConfigError, match="is in use, but not by"):
+            cancelling.cancel(folder)
+        assert training.poll() is None
+        training.kill()
+
+
 SMALL = (
     *("name=real", "tracking=off", "k=4,8", "d_sae=64", "stream.batch_tokens=512"),
     *("stream.chunk_tokens=1024", "stream.calibration_tokens=1024", "evaluation.tokens=1024"),

@@ -66,7 +66,13 @@ def test_modules_and_options_from_outside_reach_the_jobs(slurm: Slurm, tmp_path:
     (next(folder.glob("runs/*")) / "result.json").unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = sae_sweeps(slurm, elsewhere, "retry", str(folder))
+    for place, expected in (
+        (elsewhere, "aux_loss._target_ is 'beside.Mine', and there is no module 'beside'"),
+        (tmp_path, "hydra.launcher.setup is ['export WORD=1', 'sleep 2'], which jobs would run"),
+    ):
+        done = sae_sweeps(slurm, place, "retry", str(folder))
+        assert done.returncode == 1 and expected in done.stderr, done.stderr
+    done = sae_sweeps(slurm, elsewhere, "retry", str(folder), "--trust")
     assert done.returncode == 0, done.stderr
     assert wait_for_end(slurm, folder)["counts"]["done"] == 2
 
