@@ -157,8 +157,10 @@ def test_set_up_commands_are_those_of_ci() -> None:
 
 
 def test_paths_exist() -> None:
-    for path in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (ROOT / path).exists(), path
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for path in re.findall(r"\]\(([\w/.]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), path
     tree = README[README.index("sae_sweeps/\n  interfaces.py") :].split("```")[0]
     for line in tree.splitlines():
         for name in re.findall(r"^  ((?:[\w.]+/? )+)", f"{line} "):

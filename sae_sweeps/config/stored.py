@@ -21,9 +21,19 @@ OURS = __name__.partition(".")[0]
 LAUNCHER = f"{OURS}.launching.launcher.PlanLauncher"
 
 
+def checked_again(config: RunConfig) -> dict[str, Any]:
+    """Give a stored config's tree as the command line would, if that would take it.
+
+    Raises:
+        ConfigError: for a class that is not its group's or is not here, and for an option that is
+            not of its type.
+    """
+    return check_tree({key: _plain(value) for key, value in config.tree.items()}, config.nodes)
+
+
 @dataclass(frozen=True)
 class Stored:
-    """Files of one folder, and how far they are believed."""
+    """A folder whose manifest is to be launched from, and how far it is believed."""
 
     folder: Path
     """The sweep's; no module is taken from it."""
@@ -33,18 +43,12 @@ class Stored:
     """Whether the user has said that the folder may name any code."""
 
     def check(self, config: RunConfig) -> dict[str, Any]:
-        """Give a config's tree as the command line would, if that would take it.
-
-        Raises:
-            ConfigError: for a class that is not its group's, for one whose module lies elsewhere,
-                and for an option that is not of its type.
-        """
-        tree = {key: _plain(value) for key, value in config.tree.items()}
-        for name in config.nodes:
-            target = tree[name].get(TARGET) if isinstance(tree[name], dict) else None
-            if isinstance(target, str):  # what is no text, the check refuses
+        """Check a config again, and refuse modules that lie elsewhere; raises ConfigError."""
+        nodes: dict[str, Any] = {**config.nodes}  # of which a file may say anything
+        for name, node in nodes.items():
+            if isinstance(node, dict) and isinstance(target := node.get(TARGET), str):
                 self._require_known(f"{name}.{TARGET}", target)
-        return check_tree(tree, config.nodes)
+        return checked_again(config)
 
     def launcher(self, node: Mapping[str, Any]) -> Any:
         """Build the launcher that a manifest names.
@@ -74,7 +78,8 @@ class Stored:
         module = target.rpartition(".")[0]
         source = source_of(module)
         if source is None:
-            there = [place for place in self.elsewhere if place not in sys.path]
+            # Python's own folders would hide those of a user.
+            there = [p for p in self.elsewhere if p not in sys.path and "/python3" not in p]
             place = f" (it was launched with modules of {', '.join(there)})" if there else ""
             text = f"{where} is {target!r}, and there is no module {module!r} where you launch"
             raise ConfigError(f"{visible(text + place)}: read it, and allow it by --trust.")

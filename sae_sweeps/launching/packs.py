@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_sweeps.config.history import upgrade
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.config.stored import Stored
+from sae_sweeps.config.stored import checked_again
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record import manifest
 from sae_sweeps.record.folder import PACK_VERSION, PackFiles
@@ -103,7 +103,7 @@ def thaw(path: Path) -> Frozen:
     except KeyError as error:
         raise ConfigError(f"{path} is not a pack's file: it lacks {error}.") from None
     for run in runs:
-        Stored(pack.sweep.path).check(run.config)
+        checked_again(run.config)
     return Frozen(pack, runs, found.get("git"))
 
 
