@@ -258,12 +258,14 @@ def test_a_relative_path_begins_where_it_did(
 
 def test_packs_name_no_code_and_no_places(shared: Path, outside: Path) -> None:
     [first, *_] = sorted(shared.glob("packs/*-0.json"))
-    whole = first.read_text()
+    whole, elsewhere = first.read_text(), shared.parent / "elsewhere"
+    kind = "from sae_sweeps.interfaces import Allocator\nclass X(Allocator): ...\n"
+    write(elsewhere / "unseen.py", f"raise RuntimeError('imported')\n{kind}")
 
     def refused(spoil: Spoil, expected: str) -> None:
         first.write_text(whole)
         spoilt(shared, spoil, f"packs/{first.name}")
-        with watched(outside, "innocent") as seen, pytest.raises(SystemExit) as ended:
+        with watched(outside, "unseen") as seen, pytest.raises(SystemExit) as ended:
             job.PackJob(first)()
         assert (seen, ended.value.code) == ([], job.REFUSED)
         line = first.with_suffix(".log").read_text().splitlines()[-1]
@@ -272,17 +274,15 @@ def test_packs_name_no_code_and_no_places(shared: Path, outside: Path) -> None:
     def config(**nodes: Any) -> Spoil:
         return lambda found: found["runs"][0]["config"].update(nodes)
 
+    def searched(found: dict[str, Any]) -> None:
+        found["search_path"] = [str(elsewhere)]
+        config(allocator={"_target_": "unseen.X"})(found)
+
     refused(config(allocator={"_target_": "os.system"}), "allocator._target_ is 'os.system'")
     refused(
         config(tracking={"_target_": "torch.hub.load"}), "tracking._target_ is 'torch.hub.load'"
     )
-    refused(
-        lambda found: (
-            found.update(search_path=[str(outside)])
-            or config(allocator={"_target_": "innocent.X"})(found)
-        ),
-        "there is no module 'innocent'",
-    )
+    refused(searched, "there is no module 'unseen'")
     refused(config(d_sae="wide"), "d_sae is 'wide', expected int.")
     for name in ("../../outside", str(outside), ".lock", ""):
         refused(lambda found, name=name: found["runs"][0].update(name=name), "not a name in a fold")
