@@ -261,10 +261,10 @@ def _guard(folders: Sequence[Path]) -> None:
 
     No module is found in them, even where the command is called in one; raises ConfigError.
     """
-    from sae_sweeps.record.folder import SweepFolder
+    from sae_sweeps.record.folder import inspect
 
     for folder in folders:
-        SweepFolder(folder).inspect()
+        inspect(folder)
         home = folder.resolve()
         sys.path[:] = [p for p in sys.path if not Path(p or ".").resolve().is_relative_to(home)]
 

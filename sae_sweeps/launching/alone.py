@@ -8,6 +8,7 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import leave
+from sae_sweeps.record.folder import inspect
 from sae_sweeps.record.plan import LAUNCH_ONLY
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import interrupt
@@ -32,6 +33,7 @@ def train_alone(config: RunConfig, choices: dict[str, str]) -> None:
         choices=choices,
         overrides=[str(override) for override in hydra.overrides.task],
     )
+    inspect(folder)
     if run.files.result_of(config) is not None:
         return
     tracking = build(config.nodes["tracking"])

@@ -24,7 +24,7 @@ from sae_sweeps.launching.progress import Lines
 from sae_sweeps.launching.summary import complain, renew_report
 from sae_sweeps.launching.work import record, work
 from sae_sweeps.record import manifest
-from sae_sweeps.record.folder import PackFiles, SweepFolder
+from sae_sweeps.record.folder import PackFiles, SweepFolder, inspect
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import files, interrupt
 
@@ -52,7 +52,7 @@ class PackJob:
         """Train the pack, and exit with 2 if a run failed."""
         sys.path += [folder for folder in self.search_path if folder not in sys.path]
         try:
-            PackFiles(self.path).sweep.inspect()
+            inspect(PackFiles(self.path).sweep.path)
         except ConfigError as error:
             complain(str(error))
             sys.exit(REFUSED)

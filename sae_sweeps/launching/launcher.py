@@ -17,7 +17,7 @@ from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.objective import require_known
 from sae_sweeps.launching.work import Outcome
 from sae_sweeps.record import manifest, status
-from sae_sweeps.record.folder import SweepFolder
+from sae_sweeps.record.folder import SweepFolder, inspect
 from sae_sweeps.record.naming import sweep_name
 from sae_sweeps.record.plan import Plan, Point, make_plan
 from sae_sweeps.record.result import Result
@@ -75,7 +75,7 @@ class PlanLauncher(ConfigLauncher):
     ) -> tuple[Plan, Mapping[str, Told]]:
         """Do what is not done yet of the points; outcomes by the run's name."""
         require_known(_names(self.given.objective), points[0].config.nodes["measure"])
-        SweepFolder(folder).inspect()
+        inspect(folder)
         try:
             launch = manifest.next_launch(folder)
             before = manifest.read(folder).points if launch > 1 else []

@@ -190,28 +190,6 @@ class SweepFolder:
         """The points, and of every launch its packs and their jobs."""
         return self.path / "sweep.json"
 
-    def inspect(self) -> None:
-        """Refuse a folder in which a path leads elsewhere; it may be somebody else's.
-
-        Raises:
-            ConfigError: for a link out of the folder, for what is neither a file nor a folder (a
-                pipe would be waited at), and for a file that would name W&B's server, which gets
-                the user's key.
-        """
-        home = self.path.resolve()
-        for entry in _entries(home):
-            path = self.path / Path(entry.path).relative_to(home)
-            if entry.is_symlink():
-                if not _is_within(Path(entry.path), home):
-                    link = f"{path} to {Path(entry).readlink()}"
-                    text = f"a link leads out of the sweep's folder, {link}"
-                    raise ConfigError(f"{text}: put what is there in its place, or remove it.")
-            elif not entry.is_dir() and not entry.is_file():
-                raise ConfigError(f"{path} is neither a file nor a folder: remove it.")
-            elif path.relative_to(self.path).as_posix() in W_AND_B_SETTINGS:
-                text = f"{path} says which server gets your W&B key, which no sweep's folder may"
-                raise ConfigError(f"{text}: remove it.")
-
     # --- Runs ------------------------------------------------------------------------------
 
     @property
@@ -312,6 +290,28 @@ class PackFiles:
         return self.frozen.with_suffix(".starts.json")
 
 
+def inspect(folder: Path) -> None:
+    """Refuse a folder in which a path leads elsewhere; it may be somebody else's.
+
+    Raises:
+        ConfigError: for a link out of the folder, for what is neither a file nor a folder (a pipe
+            would be waited at), for a folder that cannot be listed, and for a file that would name
+            W&B's server, which gets the user's key.
+    """
+    home = folder.resolve()
+    for entry in _entries(home):
+        path = Path(entry)
+        if entry.is_symlink() and not _is_within(path, home):
+            text = f"a link leads out of the sweep's folder, {path} to {path.readlink()}"
+            raise ConfigError(f"{text}: put what is there in its place, or remove it.")
+        if not entry.is_symlink() and not entry.is_dir() and not entry.is_file():
+            raise ConfigError(f"{path} is neither a file nor a folder: remove it.")
+    for name in W_AND_B_SETTINGS:
+        if (path := folder / name).exists():
+            text = f"{path} says which server gets your W&B key, which no sweep's folder may"
+            raise ConfigError(f"{text}: remove it.")
+
+
 def last_lines(path: Path) -> list[str]:
     """Read lines from a file's end, many of a long one; none where there is no file."""
     try:
@@ -325,15 +325,16 @@ def last_lines(path: Path) -> list[str]:
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Walk through all that a folder holds, links as links; raises ConfigError if it cannot."""
     try:
-        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            found = [*entries]
     except (FileNotFoundError, NotADirectoryError):  # it has been moved away meanwhile
         return
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}.") from error
     for entry in found:
         yield entry
-        if entry.is_dir(follow_symlinks=False) and not Path(entry.path).match(LET_BE):
-            yield from _entries(Path(entry.path))
+        if entry.is_dir(follow_symlinks=False) and not Path(entry).match(LET_BE):
+            yield from _entries(Path(entry))
 
 
 def _is_within(link: Path, home: Path) -> bool:
