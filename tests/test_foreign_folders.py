@@ -23,6 +23,7 @@ from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching import job
 from sae_sweeps.launching.packs import thaw
+from sae_sweeps.pareto import points
 from tests.support.commands import Trainer, trainer, write
 from tests.support.launches import SMALL, SYNTHETIC, Launches, launches
 from tests.support.places import ROOT
@@ -283,7 +284,8 @@ def test_packs_name_no_code_and_no_places(shared: Path, outside: Path) -> None:
         config(tracking={"_target_": "torch.hub.load"}), "tracking._target_ is 'torch.hub.load'"
     )
     refused(searched, "there is no module 'unseen'")
-    refused(config(d_sae="wide"), "d_sae is 'wide', expected int.")
+    refused(config(d_sae="wide"), "d_sae is 'wide', expected int")
+    refused(config(stream=[]), "is not a pack's file")
     for name in ("../../outside", str(outside), ".lock", ""):
         refused(lambda found, name=name: found["runs"][0].update(name=name), "not a name in a fold")
     refused(lambda found: found["runs"][0].pop("choices"), "it lacks 'choices'")
@@ -412,18 +414,19 @@ def test_a_runs_folder_with_a_name_of_controls_is_refused(
     assert code == 1 and "is not a name in a folder" in line, line
 
 
-# --- Every text of every file --------------------------------------------------------------
+# --- Every word of every file --------------------------------------------------------------
 
 
-def texts(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where JSON has texts; of a list's items, those of the first."""
-    if isinstance(node, str):
-        yield path
-    elif isinstance(node, dict):
+def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where JSON has texts and numbers; of a list's items, those of the first."""
+    if isinstance(node, dict):
         for key, item in node.items():
-            yield from texts(item, (*path, key))
-    elif isinstance(node, list) and node:
-        yield from texts(node[0], (*path, 0))
+            yield from leaves(item, (*path, key))
+    elif isinstance(node, list):
+        for item in node[:1]:
+            yield from leaves(item, (*path, 0))
+    else:
+        yield path
 
 
 def put(node: Any, path: tuple[Any, ...], value: str) -> None:
@@ -433,12 +436,13 @@ def put(node: Any, path: tuple[Any, ...], value: str) -> None:
 
 
 def variants(path: Path, outside: Path) -> Iterator[str]:
-    """Spoil each text of a JSON file in each way: a class, a path, escapes; tells which."""
+    """Spoil each text and number of a JSON file: escapes, and a class or a path; tells which."""
     whole = path.read_text()
-    places = list(texts(json.loads(whole)))
-    assert len(places) > 30
-    for place in places:
-        for value in ("os.system", "innocent.X", str(outside / "secret"), "../../outside", ESCAPES):
+    places = list(leaves(json.loads(whole)))
+    assert len(places) > 60
+    others = ("os.system", "innocent.X", str(outside / "secret"), "../../outside")
+    for number, place in enumerate(places):
+        for value in others if "_target_" in place else (ESCAPES, others[number % len(others)]):
             content = json.loads(whole)
             put(content, place, value)
             path.write_text(json.dumps(content))
@@ -447,21 +451,39 @@ def variants(path: Path, outside: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sweep.json", "result.json"])
-def test_whatever_a_text_says_a_verb_does_its_work_or_refuses_in_a_line(
-    name: str, shared: Path, outside: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "verbs"), [("sweep.json", ["status", "retry"]), ("result.json", ["status"])]
+)
+def test_whatever_a_file_says_a_verb_does_its_work_or_refuses_in_a_line(
+    name: str,
+    verbs: list[str],
+    shared: Path,
+    outside: Path,
+    trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     spoilt(shared, lambda found: found["launcher"].update(workers=None))
     path = next(path for path in sorted(shared.rglob("*.json")) if path.name == name)
     for _ in variants(path, outside):
-        for verb in ("status", "retry"):
+        for verb in verbs:
             called(capsys, outside, verb, shared)
         for run in trainer.runs:
             run.files.finished.unlink(missing_ok=True)
         trainer.packs.clear()
 
 
-def test_whatever_a_text_of_a_pack_says_it_is_data(shared: Path, outside: Path) -> None:
+@pytest.mark.parametrize("part", ["metrics", "batch", "train", "evaluation", "cost", "tokens"])
+def test_figures_are_numbers(part: str, shared: Path) -> None:
+    path = sorted(shared.glob("runs/*/result.json"))[0]
+    found = json.loads(path.read_text())
+    name = {"cost": "seconds", "tokens": "tokens"}.get(part) or next(iter(found[part]))
+    put(found, (part, name) if part != "tokens" else (part,), ESCAPES)
+    path.write_text(json.dumps(found))
+    [failure] = points.read(shared).failures.values()
+    assert failure.startswith("unreadable: its ") and "expected a number" in failure
+
+
+def test_whatever_a_pack_says_it_is_data(shared: Path, outside: Path) -> None:
     [path, *_] = sorted(shared.glob("packs/*-0.json"))
     refused = 0
     for which in variants(path, outside):

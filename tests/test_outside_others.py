@@ -293,8 +293,8 @@ def test_a_users_tracker_has_each_row_once_and_how_runs_ended(home: Path) -> Non
         assert told == rows(sweep / "runs" / path.stem) and last == end
         assert tokens - 256 <= told[-1]["tokens"] <= tokens
 
-    # From another folder: the tracker is built from what the sweep's folder says.
-    done = command(home.parent, "retry", str(sweep))
+    # From another folder: the tracker is built from what the sweep's folder says, if that is asked.
+    done = command(home.parent, "retry", str(sweep), "--trust")
     assert done.returncode == 0, done.stderr
     assert "2 runs to train, 1 of them from a checkpoint" in done.stdout
     finished = results(home, "told")
@@ -372,6 +372,8 @@ def test_a_users_launcher_trains_a_sweep_and_retries_it(home: Path) -> None:
     before = {path: weights(path) for path in (lost, kept)}
     (lost / "result.json").unlink()
     done = command(home.parent, "retry", str(sweep))  # its module is not beside this command
+    assert done.returncode == 1 and "no module 'hydra_plugins.my_polite'" in done.stderr
+    done = command(home, "retry", str(sweep))
     assert done.returncode == 0, done.stderr
     assert "polite: 1 of 1 runs are finished\n" in done.stdout
     manifest = json.loads((sweep / "sweep.json").read_text())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -98,6 +98,29 @@ SECTIONS = {name: f"{__name__}.{kind.__name__}" for name, kind in KINDS.items()}
 OWN = tuple(option.name for option in fields(RootOptions))
 
 
+def _types(hint: Any) -> tuple[type, ...]:
+    """Give the types that JSON may have for a hint; an int will do for a float."""
+    if get_origin(hint) is Literal:
+        return tuple({type(choice) for choice in get_args(hint)})
+    if get_args(hint):
+        return tuple(kind for part in get_args(hint) for kind in _types(part))
+    return (int, float) if hint is float else (hint,)
+
+
+TYPES = {
+    kind: {key: _types(hint) for key, hint in get_type_hints(kind).items() if key not in KINDS}
+    for kind in (RootOptions, *KINDS.values())
+}
+
+
+def _require_types(kind: type[Any], options: Mapping[str, Any]) -> None:
+    """Refuse, by ValueError, what readers would stumble over; limits are `check`'s affair."""
+    for key, types in TYPES[kind].items():
+        if not isinstance(options[key], types):
+            names = " or ".join(known.__name__ for known in types)
+            raise ValueError(f"its config's {key} is {options[key]!r}, expected {names}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RootOptions):
     """One run's config, resolved and checked."""
@@ -110,10 +133,13 @@ class RunConfig(RootOptions):
         """Read a config of today's, as `check.checked` gives it or `history.upgrade` does.
 
         Raises:
-            ValueError: an option is missing, or is not one of this version.
+            ValueError: an option is missing, of another type, or not one of this version.
         """
         nodes = {key: node for key, node in tree.items() if key not in OWN}
         try:
+            _require_types(RootOptions, tree)
+            for key, kind in KINDS.items():
+                _require_types(kind, tree[key])
             sections: dict[str, Any] = {key: kind(**tree[key]) for key, kind in KINDS.items()}
             return cls(nodes=nodes, **{key: tree[key] for key in OWN} | sections)
         except KeyError as error:

@@ -102,6 +102,8 @@ def thaw(path: Path) -> Frozen:
         runs = [_run(row, pack) for row in found["runs"]]
     except KeyError as error:
         raise ConfigError(f"{path} is not a pack's file: it lacks {error}.") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a pack's file: {error}.") from None
     for run in runs:
         checked_again(run.config)
     return Frozen(pack, runs, found.get("git"))

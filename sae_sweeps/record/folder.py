@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.errors import ConfigError, visible
+from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.record.identity import identity
 from sae_sweeps.record.result import Failure, Result, Row
 from sae_sweeps.system import files
@@ -121,7 +121,7 @@ class RunFolder:
         """Read why the run failed; None if it did not."""
         try:
             found = json.loads(self.failed.read_text(encoding="utf-8"))
-            return Failure(visible(str(found["error"])), found.get("tokens"))
+            return Failure(one_line(found["error"]), found.get("tokens"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError):

@@ -57,6 +57,7 @@ class Result:
         try:
             known: dict[str, Any] = {k.name: found[k.name] for k in fields(cls) if k.name in found}
             known["config"] = RunConfig.of(upgrade(found["config"]))
+            _require_numbers(found)
             known["label"] = visible(str(found["label"]))
             choices = found["choices"].items()
             known["choices"] = {visible(group): visible(str(option)) for group, option in choices}
@@ -84,6 +85,17 @@ class Result:
         """All that was measured, in one: `l0`, `batch_l0`, `train_dead_frac`, ..."""
         parts = {"": self.metrics, "batch_": self.batch, "train_": self.train}
         return {start + key: value for start, part in parts.items() for key, value in part.items()}
+
+
+def _require_numbers(found: Mapping[str, Any]) -> None:
+    """Refuse, by ValueError, figures that are none: a file may say anything."""
+    times = {key: found.get("cost", {}).get(key) for key in ("seconds", "cpu_seconds")}
+    parts = [found.get(part, {}) for part in ("metrics", "batch", "train", "evaluation")]
+    for name, value in [item for part in (*parts, times) for item in part.items()]:
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"its {name} is {value!r}, expected a number")
+    if not isinstance(found["tokens"], int | float):
+        raise ValueError(f"its tokens are {found['tokens']!r}, expected a number")
 
 
 @dataclass(frozen=True)
