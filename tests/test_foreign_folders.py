@@ -6,6 +6,7 @@ Each file of a real sweep is spoilt in each way; what a process does is seen by 
 import csv
 import json
 import os
+import pickle
 import pty
 import re
 import shutil
@@ -24,6 +25,8 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching import job
 from sae_sweeps.launching.packs import thaw
 from sae_sweeps.pareto import points
+from sae_sweeps.record import checkpoint
+from sae_sweeps.record.folder import RunFolder
 from tests.support.commands import Trainer, trainer, write
 from tests.support.launches import SMALL, SYNTHETIC, Launches, launches
 from tests.support.places import ROOT
@@ -619,6 +622,30 @@ def test_no_text_is_a_spreadsheets_formula(evil: Path) -> None:
 
 
 # --- Nothing that can run ------------------------------------------------------------------
+
+
+class Running:
+    """What a pickle may hold."""
+
+    def __reduce__(self) -> Any:
+        return subprocess.call, (["touch", "PWNED"],)
+
+
+def test_no_weights_or_checkpoints_are_unpickled(
+    shared: Path, outside: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pickled = pickle.dumps(Running())
+    for path in shared.rglob("*.safetensors"):
+        path.write_bytes(pickled)
+    runs = sorted(shared.glob("runs/*"))
+    (runs[0] / "checkpoint/step-000000000001024.safetensors").write_bytes(pickled)
+    for verb in ("status", "report", "wait"):
+        called(capsys, outside, verb, shared)
+    told = list[str]()
+    with watched(outside) as seen:
+        assert checkpoint.latest(RunFolder(runs[0]), "x", told.append) is None
+    assert seen == [] and len(told) == 1 and "is passed over: " in told[0]
+    assert not list(tmp_path.rglob("PWNED"))
 
 
 def test_nothing_of_the_package_reads_what_can_run() -> None:

@@ -330,6 +330,8 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):  # it has been moved away meanwhile
         return
     except OSError as error:
+        if isinstance(error, PermissionError) and not os.access(folder, os.X_OK):
+            return  # nor can anything in it be opened
         raise ConfigError(f"cannot read {folder}: {error.strerror}.") from error
     for entry in found:
         yield entry

@@ -155,10 +155,14 @@ def _ask(ids: set[str]) -> tuple[dict[str, cluster.Job], str]:
 
 
 def _is_of(job: cluster.Job, name: str, place: SweepFolder) -> bool:
-    """Tell whether a job was submitted from this folder, and not from one that was copied here."""
-    if job.name != name or job.folder is None:
-        return job.name == name
-    return files.is_same(job.folder, place.packs)
+    """Tell whether a job was submitted from this folder, and not from one that was copied here.
+
+    Its script is put into `packs/`, its output into a folder there; where a cluster's own sbatch
+    moves scripts about, the output tells.
+    """
+    folders = [folder for file in job.files for folder in file.parents[:2]]
+    here = any(files.is_same(folder, place.packs) for folder in folders)
+    return job.name == name and (here or not job.files)
 
 
 def _judge(name: str, point: Point, result: Result | None, around: _Around) -> RunStatus:

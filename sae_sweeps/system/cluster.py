@@ -21,7 +21,8 @@ IDS_PER_CALL = 500
 """A command line has room for some ten thousand; SLURM reads a few hundred at no cost."""
 NOTHING = frozenset({"", "None", "None assigned", "(null)", "N/A", "n/a"})
 QUEUE_FORMAT = (
-    "JobArrayID:64|,State:32|,NodeList:256|,RestartCnt:16|,Name:256|,Command:4096|,Reason:256"
+    "JobArrayID:64|,State:32|,NodeList:256|,RestartCnt:16|,Name:256|,"
+    "Command:4096|,StdOut:4096|,Reason:256"
 )
 RECORD_FORMAT = "JobID,State,NodeList,ExitCode,JobName"
 """Not `Reason`, which is why a job once waited, even when it has ended since."""
@@ -53,8 +54,8 @@ class Job:
     """How often it was requeued; 0 where only the accounting remembers the job."""
     name: str
     """What it is called."""
-    folder: Path | None
-    """Where its script was submitted from; None where only the accounting remembers the job."""
+    files: tuple[Path, ...]
+    """Its script and its output; none where only the accounting remembers the job."""
 
     @property
     def live(self) -> bool:
@@ -99,11 +100,12 @@ def _queued(ids: Sequence[str]) -> Iterator[Job]:
     """Read what the controller knows of jobs and of all tasks of arrays."""
     words = ("--noheader", "--all", "--array", "--states=all", f"--Format={QUEUE_FORMAT}")
     for line in _ask("squeue", *words, f"--jobs={','.join(ids)}").splitlines():
-        fields = [field.strip() for field in line.split("|", 6)]
-        if len(fields) == 7:
-            id, state, node, restarts, name, script, reason = fields
+        fields = [field.strip() for field in line.split("|", 7)]
+        if len(fields) == 8:
+            id, state, node, restarts, name, script, out, reason = fields
             count = int(restarts) if restarts.isdecimal() else 0
-            yield Job(id, state, _text(node), _text(reason), count, name, Path("/", script).parent)
+            files = tuple(Path("/", path) for path in (script, out))
+            yield Job(id, state, _text(node), _text(reason), count, name, files)
 
 
 def _recorded(ids: Sequence[str]) -> Iterator[Job]:
@@ -122,7 +124,7 @@ def _recorded(ids: Sequence[str]) -> Iterator[Job]:
             # never closed says.
             if state in ENDED:
                 ended = "" if code == "0:0" else f"exit code {code}"
-                yield Job(id, state, _text(node), by or ended, 0, name, None)
+                yield Job(id, state, _text(node), by or ended, 0, name, ())
 
 
 def _ask(*command: str) -> str:

@@ -692,13 +692,14 @@ def test_a_job_of_another_folder_or_name_is_a_strangers(
 ) -> None:
     """As in a copy of a sweep, or where somebody wrote a number into its manifest."""
     folder = sweep(tmp_path / "a", ["7", "8", "9", "10"])
+    (folder / "packs").mkdir()
     others = tmp_path / "elsewhere/a", tmp_path / "b"
     lines = list[str]()
     for number, place in zip(("7", "8"), others, strict=True):
         slurm.queue(f"{number}|RUNNING|n1|0|", of=place)
         lines += (slurm.folder / "squeue.answer").read_text().splitlines()
-    lines.append(f"9|RUNNING|n1|0|other|{folder}/packs/.submission.sh|")
-    slurm.answers("squeue", *lines, "10|RUNNING|n1|0|wrap|(null)|")
+    lines.append(f"9|RUNNING|n1|0|other|{folder}/packs/.submission.sh|{folder}/packs/9/out|")
+    slurm.answers("squeue", *lines, "10|RUNNING|n1|0|a|(null)|/dev/null|")
     found = status.read(folder)
     assert found.jobs == [] and found.strangers == ["10", "7", "8", "9"] and found.over
     assert [run.reason for run in found.runs] == [
@@ -710,6 +711,9 @@ def test_a_job_of_another_folder_or_name_is_a_strangers(
         "a: nothing to cancel, no run is running or pending",
     ]
     assert slurm.calls("scancel") == []
+    rewritten = f"7|RUNNING|n1|0|a|/spool/7.sh|{folder}/packs/7/7_0_log.out|"  # by a site's sbatch
+    slurm.answers("squeue", rewritten)
+    assert status.read(folder).jobs == ["7"]
 
 
 def test_a_command_that_trains_another_sweep_is_left_alone(tmp_path: Path) -> None:

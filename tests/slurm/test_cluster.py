@@ -17,8 +17,8 @@ pytestmark = pytest.mark.xdist_group("slurm")
 
 UNKNOWN = "4000000"
 
-WRAPPED = ("wrap", Path("/"))
-"""The name and the folder of a job without a script of its own."""
+WRAPPED = ("wrap", (Path("/(null)"), Path("/dev/null")))
+"""The name and the files of a job without a script of its own."""
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_the_accounting_tells_how_a_job_ended(here: Slurm, submit: Callable[...,
     squeue.chmod(0o755)
     try:
         assert cluster.jobs([failed, cancelled, UNKNOWN]) == {
-            failed: Job(failed, "FAILED", "n1", "exit code 3:0", 0, "wrap", None),
-            cancelled: Job(cancelled, "CANCELLED", "", f"by {os.getuid()}", 0, "wrap", None),
+            failed: Job(failed, "FAILED", "n1", "exit code 3:0", 0, "wrap", ()),
+            cancelled: Job(cancelled, "CANCELLED", "", f"by {os.getuid()}", 0, "wrap", ()),
         }
     finally:
         squeue.unlink()

@@ -117,7 +117,7 @@ class Slurm:
         sweep = of or self.folder.parent / "a"
         (sweep / "packs").mkdir(parents=True, exist_ok=True)
         fields = [job.rsplit("|", 1) for job in jobs]
-        script = f"{sweep.name}|{sweep}/packs/.submission.sh"
+        script = f"{sweep.name}|{sweep}/packs/.submission.sh|{sweep}/packs/%A_%a/%A_%a_0_log.out"
         self.answers("squeue", *(f"{first}|{script}|{reason}" for first, reason in fields))
 
     def calls(self, name: str) -> list[str]:

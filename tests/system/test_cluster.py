@@ -42,13 +42,14 @@ def answer(rows: Sequence[str]) -> str:
     return "\n".join(["/bin/cat <<'END'", *rows, "END"]) if rows else ":"
 
 
-SCRIPT = "/outputs/it/packs/.submission_file_1.sh"
-OURS = ("it", Path("/outputs/it/packs"))
+FILES = ("/outputs/it/packs/.submission_file_1.sh", "/outputs/it/packs/%A_%a/%A_%a_0_log.out")
+OURS = ("it", tuple(map(Path, FILES)))
 
 
 def queued(id: str, state: str, node: str = "", restarts: str = "0", reason: str = "None") -> str:
     """A row as squeue prints it: fields of fixed widths."""
-    return f"{id:64}|{state:32}|{node:256}|{restarts:16}|{'it':256}|{SCRIPT:4096}|{reason:256}"
+    where = f"{'it':256}|{FILES[0]:4096}|{FILES[1]:4096}"
+    return f"{id:64}|{state:32}|{node:256}|{restarts:16}|{where}|{reason:256}"
 
 
 def test_a_job_is_live_until_slurm_says_that_it_ended(stand_in: Stand) -> None:
@@ -88,11 +89,11 @@ def test_the_accounting_is_asked_only_for_what_the_controller_forgot(stand_in: S
     calls = stand_in("sacct", answer(rows))
     found = cluster.jobs(["9", "7_1", "10", "11", "12", "13_2", "14"])
     assert found == {
-        "9": Job("9", "CANCELLED", "n2", "by 1000", 0, "it", None),
+        "9": Job("9", "CANCELLED", "n2", "by 1000", 0, "it", ()),
         "7_1": Job("7_1", "RUNNING", "n1", "", 1, *OURS),
-        "10": Job("10", "TIMEOUT", "n3", "", 0, "a|b", None),
-        "11": Job("11", "NODE_FAIL", "", "exit code 1:0", 0, "it", None),
-        "14": Job("14", "COMPLETED", "n1", "", 0, "it", None),
+        "10": Job("10", "TIMEOUT", "n3", "", 0, "a|b", ()),
+        "11": Job("11", "NODE_FAIL", "", "exit code 1:0", 0, "it", ()),
+        "14": Job("14", "COMPLETED", "n1", "", 0, "it", ()),
     }
     assert len(calls()) == 1
     assert calls()[0].endswith("--jobs=9,10,11,12,13,14")
@@ -118,9 +119,7 @@ def test_without_accounting_forgotten_jobs_are_missing(
 def test_a_controller_that_knows_none_of_the_jobs_is_no_error(stand_in: Stand) -> None:
     stand_in("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2", "exit 1")
     stand_in("sacct", answer(["5|FAILED|n1|3:0|it"]))
-    assert cluster.jobs(["5", "6"]) == {
-        "5": Job("5", "FAILED", "n1", "exit code 3:0", 0, "it", None)
-    }
+    assert cluster.jobs(["5", "6"]) == {"5": Job("5", "FAILED", "n1", "exit code 3:0", 0, "it", ())}
 
 
 def test_arrays_are_asked_for_once_and_long_lists_in_parts(stand_in: Stand) -> None:
@@ -130,7 +129,7 @@ def test_arrays_are_asked_for_once_and_long_lists_in_parts(stand_in: Stand) -> N
     assert [call.split()[-1] for call in calls()] == ["--jobs=3"]
 
     lists = 'for word in "$@"; do case $word in --jobs=*) list=${word#--jobs=};; esac; done'
-    row = 'IFS=,; for id in $list; do echo "$id|RUNNING|n1|0|it|/s|None"; done'
+    row = 'IFS=,; for id in $list; do echo "$id|RUNNING|n1|0|it|/s|/o|None"; done'
     calls = stand_in("squeue", lists, row)
     ids = [str(id) for id in range(1, 1201)]
     assert list(cluster.jobs(ids)) == ids

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,22 @@ def test_a_workspace_shows_the_sweep(
     (found,) = runs["filters"]["filters"]
     assert (found["key"], found["op"]) == ({"section": "run", "name": "group"}, "=")
     assert found["value"] == "sweep" and runs["grouping"] == []
+
+
+def test_another_sweeps_workspace_is_left_alone(
+    tmp_path: Path, backend: Backend, call: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may name anybody's; one with another name since is known by what it shows."""
+    sweep, other = (tracked(tmp_path / name, None, monkeypatch) for name in ("sweep", "other"))
+    call(sweep)
+    (mine,) = backend.views
+    backend.views[mine]["displayName"] = "renamed"
+    before = dict(backend.views[mine])
+    shutil.copy(sweep / "wandb_dashboard.txt", other)
+    assert call(other)[0] == 0
+    assert len(backend.views) == 2 and backend.views[mine] == before
+    assert call(sweep)[0] == 0
+    assert len(backend.views) == 2 and backend.views[mine]["displayName"] == "sweep"
 
 
 def test_it_shows_what_the_results_have_besides(
