@@ -358,7 +358,7 @@ def test_a_folder_that_cannot_be_looked_into_is_refused(
     assert code == 1 and f"cannot read {closed}: Permission denied" in line
 
 
-@pytest.mark.parametrize("name", ["wandb/settings", ".wandb/settings"])
+@pytest.mark.parametrize("name", ["wandb/settings", ".wandb/settings", "runs/wandb/settings"])
 def test_no_folder_says_where_the_key_goes(
     name: str, shared: Path, outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

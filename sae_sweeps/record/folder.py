@@ -31,7 +31,7 @@ LOCK = ".lock"
 LET_BE = "*run-*/logs"
 """W&B's links to its own logs, which are elsewhere once a folder is copied; nobody opens them."""
 W_AND_B_SETTINGS = ("wandb/settings", ".wandb/settings")
-"""Where W&B looks for its server's address when it is called in a sweep's folder."""
+"""What W&B looks for in the folder that it is called in: its server's address, among others."""
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,7 @@ def inspect(folder: Path) -> None:
             raise ConfigError(f"{text}: put what is there in its place, or remove it.")
         if not entry.is_symlink() and not entry.is_dir() and not entry.is_file():
             raise ConfigError(f"{path} is neither a file nor a folder: remove it.")
-    for name in W_AND_B_SETTINGS:
-        if (path := folder / name).exists():
+        if entry.name == "settings" and any(map(path.match, W_AND_B_SETTINGS)):
             text = f"{path} says which server gets your W&B key, which no sweep's folder may"
             raise ConfigError(f"{text}: remove it.")
 
