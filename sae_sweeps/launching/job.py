@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -42,15 +42,11 @@ REPORT_LIMIT_S = 60.0
 class PackJob:
     """What submitit calls in a task; everything that it needs lies in the pack's file."""
 
-    search_path: Sequence[str] = ()
-    """Folders with a user's own modules; not in the pack's file, which might be somebody else's."""
-
-    def __init__(self, path: Path, search_path: Sequence[str] = ()) -> None:
-        self.path, self.search_path = path, search_path
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __call__(self) -> None:
         """Train the pack, and exit with 2 if a run failed."""
-        sys.path += [folder for folder in self.search_path if folder not in sys.path]
         try:
             inspect(PackFiles(self.path).sweep.path)
         except ConfigError as error:

@@ -114,8 +114,7 @@ class Slurm(PlanLauncher):
                 # The error has sbatch's lines too.
                 with as_config_error(), redirect_stderr(io.StringIO()):
                     paths = freeze(plan, writer.packs)
-                    found_in = manifest.search_path()
-                    jobs = executor.submit_array([PackJob(path, found_in) for path in paths])
+                    jobs = executor.submit_array([PackJob(path) for path in paths])
             except Exception as error:
                 writer.take_back()
                 if not isinstance(error, FailedJobError | FailedSubmissionError):
@@ -157,7 +156,7 @@ class Slurm(PlanLauncher):
         same = ("partition", "account", "qos", "constraint", "signal_delay_s", "array_parallelism")
         wanted: dict[str, Any] = {key: getattr(given, key) for key in same}
         wanted |= {"job_name": name, "time": minutes(given.time), "cpus_per_task": given.cpus}
-        wanted |= {"gpus_per_node": given.gpus or None, "setup": given.setup or None}
+        wanted |= {"gpus_per_node": given.gpus or None, "setup": [*given.setup, _as_here()]}
         wanted |= given.extra or {}
         if given.memory is not None:
             more = wanted.get("additional_parameters") or {}
@@ -201,6 +200,12 @@ def minutes(time: int | str) -> int:
             return whole
     text = f"hydra.launcher.time is {time!r}"
     raise ConfigError(f"{text}, expected minutes, at least 1, or days-hours:minutes:seconds.")
+
+
+def _as_here() -> str:
+    """Have a job find modules where this process does; its pack, a file, says nothing of that."""
+    places = shlex.quote(os.pathsep.join(manifest.search_path()))
+    return f"export PYTHONPATH={places}${{PYTHONPATH:+:$PYTHONPATH}}"
 
 
 @contextmanager
