@@ -28,7 +28,8 @@ from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.alone import train_alone
 from sae_sweeps.launching.compose import choices_of
 from sae_sweeps.launching.errors import is_users, line
-from sae_sweeps.launching.summary import complain, note
+from sae_sweeps.launching.out import complain
+from sae_sweeps.launching.summary import note
 
 HERE = Path(__file__).resolve().parents[1]
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())

@@ -18,8 +18,8 @@ from sae_sweeps.cli.help_texts import (
     STATUS_HELP,
     SYNC_HELP,
 )
-from sae_sweeps.errors import ConfigError, did_you_mean, one_line
-from sae_sweeps.launching.out import write_line
+from sae_sweeps.errors import ConfigError, did_you_mean
+from sae_sweeps.launching.out import complain, write_line
 
 REFRESH_S = 5.0
 """Between two looks of `status --watch`."""
@@ -93,7 +93,7 @@ def _wait_for(folder: Path, until: float, every_s: float) -> int:
         found = monitor.watch(folder, display, every_s=every_s, timeout_s=left)
     broken = [run for run in found.runs if run.state != "done"]
     for run in broken:
-        _complain(f"{run.name} {_was(run.state)}: {run.reason}")
+        complain(f"{run.name} {_was(run.state)}: {run.reason}")
     done = len(found.runs) - len(broken)
     if done:
         from sae_sweeps.pareto.report import report
@@ -246,10 +246,10 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
-        _complain(str(error))
+        complain(str(error))
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return 130
     except BrokenPipeError:  # the reader of `sae-sweeps status DIR | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -261,7 +261,7 @@ def _guard(folders: Sequence[Path]) -> None:
 
     No module is found in them, even where the command is called in one; raises ConfigError.
     """
-    from sae_sweeps.record.folder import inspect
+    from sae_sweeps.record.inspection import inspect
 
     for folder in folders:
         inspect(folder)
@@ -288,7 +288,3 @@ def completes_overrides(line: str) -> bool:
 
 def _print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def _complain(text: str) -> None:
-    write_line(f"sae-sweeps: {one_line(text)}", error=True)

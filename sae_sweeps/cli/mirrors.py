@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.launching.summary import complain, say
+from sae_sweeps.launching.out import complain
+from sae_sweeps.launching.summary import say
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.manifest import Manifest

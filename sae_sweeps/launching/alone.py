@@ -8,7 +8,7 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import leave
-from sae_sweeps.record.folder import inspect
+from sae_sweeps.record.inspection import inspect
 from sae_sweeps.record.plan import LAUNCH_ONLY
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import interrupt

@@ -19,12 +19,14 @@ from typing import Any
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.leaving import job_id, leave
+from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.packs import Frozen, thaw
 from sae_sweeps.launching.progress import Lines
-from sae_sweeps.launching.summary import complain, renew_report
+from sae_sweeps.launching.summary import renew_report
 from sae_sweeps.launching.work import record, work
 from sae_sweeps.record import manifest
-from sae_sweeps.record.folder import PackFiles, SweepFolder, inspect
+from sae_sweeps.record.folder import PackFiles, SweepFolder
+from sae_sweeps.record.inspection import inspect
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import files, interrupt
 

@@ -17,7 +17,8 @@ from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.objective import require_known
 from sae_sweeps.launching.work import Outcome
 from sae_sweeps.record import manifest, status
-from sae_sweeps.record.folder import SweepFolder, inspect
+from sae_sweeps.record.folder import SweepFolder
+from sae_sweeps.record.inspection import inspect
 from sae_sweeps.record.naming import sweep_name
 from sae_sweeps.record.plan import Plan, Point, make_plan
 from sae_sweeps.record.result import Result

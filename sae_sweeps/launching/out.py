@@ -3,7 +3,7 @@
 import os
 import sys
 
-from sae_sweeps.errors import visible
+from sae_sweeps.errors import one_line, visible
 
 
 def write_line(text: str, error: bool = False) -> None:
@@ -19,3 +19,8 @@ def write_line(text: str, error: bool = False) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def complain(text: str) -> None:
+    """Write one line about something wrong."""
+    write_line(f"sae-sweeps: {one_line(text)}", error=True)

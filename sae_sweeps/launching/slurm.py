@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.launcher import PlanLauncher, Told
+from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.packs import divided, freeze
-from sae_sweeps.launching.summary import complain, results, say, tell_end, tell_plan
+from sae_sweeps.launching.summary import results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
 from sae_sweeps.marks import Code
 from sae_sweeps.record import manifest, status

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae_sweeps.errors import one_line
 from sae_sweeps.launching.errors import last_line
-from sae_sweeps.launching.out import write_line
+from sae_sweeps.launching.out import complain, write_line
 from sae_sweeps.record import status
 from sae_sweeps.record.plan import Plan
 from sae_sweeps.record.result import Result
@@ -23,11 +23,6 @@ class RunFailed(RuntimeError):
 def say(text: str) -> None:
     """Write a line for the user."""
     write_line(text)
-
-
-def complain(text: str) -> None:
-    """Write one line about something wrong."""
-    write_line(f"sae-sweeps: {one_line(text)}", error=True)
 
 
 def note(text: str) -> None:

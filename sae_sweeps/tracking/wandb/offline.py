@@ -142,11 +142,11 @@ def content(fragment: Fragment) -> Content:
 @contextmanager
 def _worded(path: Path) -> Generator[None]:
     """Word what is wrong with a log's records; the folder may be anybody's, and so its logs."""
+    from google.protobuf.message import DecodeError
+
     try:
         yield
-    except OSError:
-        raise
-    except Exception as error:  # protobuf has exceptions of its own
+    except (DecodeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is not as W&B writes it: {one_line(error)}.") from error
 
 
