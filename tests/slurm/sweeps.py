@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from safetensors.torch import load_file
 
 from tests.support.launches import the_launches
@@ -90,9 +91,24 @@ def _metrics(folder: Path) -> Iterator[Path]:
     return (folder / "runs").glob("*/metrics.jsonl")
 
 
-def wait_for_tokens(folder: Path, tokens: int) -> None:
-    """Wait until a run got so far."""
-    until(lambda: trained(folder) >= tokens, f"{tokens} tokens", 120)
+def wait_for_tokens(cluster: Slurm, folder: Path, tokens: int) -> None:
+    """Wait until a run got so far; tell what the cluster did in its stead if none does."""
+    try:
+        until(lambda: trained(folder) >= tokens, f"{tokens} tokens", 120)
+    except pytest.fail.Exception as late:
+        pytest.fail(f"{late}\n{scene(cluster, folder)}")
+
+
+def scene(cluster: Slurm, folder: Path) -> str:
+    """Tell how the cluster, its jobs and a sweep's runs are."""
+    told = [f"{trained(folder)} tokens, {started(folder)} starts"]
+    for words in (["sinfo", "-N", "-l"], ["squeue", "-a"], ["scontrol", "show", "job"]):
+        told.append(f"$ {' '.join(words)}\n{cluster.run(*words)}")
+    for pattern in ("packs/*/*.out", "packs/*/*.err", "runs/*/run.log"):
+        logs = folder.glob(pattern)
+        told += [f"{log.relative_to(folder)}:\n{log.read_text()[-2_000:]}" for log in logs]
+    daemon = (cluster.folder / "log" / "slurmctld.log").read_text().splitlines()
+    return "\n".join([*told, *daemon[-100:]])
 
 
 def wait_for_end(cluster: Slurm, folder: Path, seconds: float = 180) -> dict[str, Any]:

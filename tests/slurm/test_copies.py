@@ -45,7 +45,7 @@ def refuses(slurm: Slurm, folder: Path, job: str) -> None:
 def test_a_copy_leaves_the_originals_jobs_and_anybodys_alone(slurm: Slurm, tmp_path: Path) -> None:
     folder = submit(slurm, tmp_path, *SLOW_TARGET, "training.tokens=1000000")
     [job] = jobs(folder)
-    wait_for_tokens(folder, 2048)
+    wait_for_tokens(slurm, folder, 2048)
     copy = folder.with_name("copy")
     shutil.copytree(folder, copy)
     refuses(slurm, copy, job)

@@ -116,7 +116,7 @@ def test_a_job_of_the_stock_launcher_goes_on_after_a_warning(slurm: Slurm, tmp_p
     waiting = subprocess.Popen(command, cwd=tmp_path, env={**slurm.env, "OMP_NUM_THREADS": "1"})
     folder = tmp_path / "outputs" / "it"
     try:
-        wait_for_tokens(folder, 10_000)
+        wait_for_tokens(slurm, folder, 10_000)
         job = slurm.run("squeue", "-h", "-o", "%A")
         slurm.run("scancel", "--signal=USR2", job)
         assert waiting.wait(120) == 0

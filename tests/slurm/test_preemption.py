@@ -123,7 +123,7 @@ class Met(NamedTuple):
 
 def meet(slurm: Slurm, home: Path, trigger: Trigger) -> Met:
     folder = submit(slurm, home, *LENGTH, A_NODE_EACH, *trigger.options)
-    wait_for_tokens(folder, trigger.at)
+    wait_for_tokens(slurm, folder, trigger.at)
     trigger.act(slurm, folder)
     met = Met(folder, end=wait_for_end(slurm, folder), before=trained(folder))
     if not met.end["counts"]["lost"]:

@@ -61,7 +61,7 @@ def preempted(slurm: Slurm, home: Path, mode: str) -> Rows:
         memory = "hydra.launcher.memory=3900M"  # a node of its own
         folder = submit(slurm, home, *WORDS, memory, "hydra.launcher.partition=low", **env)
         for number, tokens in enumerate(PREEMPTED_AT, 1):
-            wait_for_tokens(folder, tokens)
+            wait_for_tokens(slurm, folder, tokens)
             assert started(folder) == number
             [job] = jobs(folder)
             preempt(slurm, slurm.run("squeue", "-h", "-j", job, "-o", "%N"))
