@@ -121,7 +121,7 @@ MaxArraySize=10001
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=10
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 PriorityTier=1
 PartitionName=low Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=grace Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=100 PreemptMode=OFF

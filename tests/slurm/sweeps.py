@@ -186,18 +186,20 @@ def preempt(cluster: Slurm, node: str) -> str:
 def end_node(cluster: Slurm, node: str) -> None:
     """Have a node die: its daemon, its jobs' steps and all their processes."""
     conf = f"SLURM_CONF={cluster.folder}/etc/slurm.conf"
-    doomed: set[int] = set()
+    daemons, others = set[int](), set[int]()
     for process in _processes():
         if process.command[:3] == ["slurmd", "-N", node] and conf in process.env:
-            doomed.add(process.pid)
+            daemons.add(process.pid)
         elif f"SLURMD_NODENAME={node}" in process.env and conf in process.env:
-            doomed.add(process.pid)
+            others.add(process.pid)
             stepd = _read(process.parent)
             if stepd and stepd.command[0].startswith("slurmstepd"):
-                doomed.add(stepd.pid)
-    for pid in doomed:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+                daemons.add(stepd.pid)
+    # No daemon is left to tell the controller how a process ended: to it the node is gone.
+    for signum, doomed in ((signal.SIGSTOP, daemons), (signal.SIGKILL, others | daemons)):
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
 
 def start_node(cluster: Slurm, node: str) -> None:

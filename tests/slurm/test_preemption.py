@@ -21,6 +21,7 @@ from .sweeps import (
     processes,
     resumed_at,
     sae_sweeps,
+    scene,
     start_node,
     started,
     submit,
@@ -117,6 +118,8 @@ class Met(NamedTuple):
     """Tokens that it had trained when nothing more was under way."""
     end: dict[str, Any]
     """What its status said then."""
+    scene: str
+    """How the cluster was then."""
     said: str = ""
     """What `retry` said where runs were lost, which then trains them to their end."""
 
@@ -125,7 +128,8 @@ def meet(slurm: Slurm, home: Path, trigger: Trigger) -> Met:
     folder = submit(slurm, home, *LENGTH, A_NODE_EACH, *trigger.options)
     wait_for_tokens(slurm, folder, trigger.at)
     trigger.act(slurm, folder)
-    met = Met(folder, end=wait_for_end(slurm, folder), before=trained(folder))
+    end = wait_for_end(slurm, folder)
+    met = Met(folder, trained(folder), end, scene(slurm, folder))
     if not met.end["counts"]["lost"]:
         return met
     done = sae_sweeps(slurm, home, "retry", str(folder))
@@ -175,7 +179,7 @@ def test_a_disturbed_job_goes_on_and_ends_alike(
     trigger: str, sweeps: Mapping[str, Future[Met]], undisturbed: Path
 ) -> None:
     met = sweeps[trigger].result()
-    assert met.end["counts"]["done"] == 2, met.end
+    assert met.end["counts"]["done"] == 2, f"{met.end}\n{met.scene}"
     assert started(met.folder) >= 2  # more, if another test's preemption meets it too
     assert all(tokens > 0 for tokens in resumed_at(met.folder)) and len(resumed_at(met.folder)) == 2
     assert left_behind(met.folder) == left_behind(undisturbed)
@@ -189,7 +193,7 @@ def test_what_is_lost_goes_on_when_asked(
     trigger: str, sweeps: Mapping[str, Future[Met]], undisturbed: Path
 ) -> None:
     met = sweeps[trigger].result()
-    assert met.end["counts"]["lost"] == 2, met.end
+    assert met.end["counts"]["lost"] == 2, f"{met.end}\n{met.scene}"
     assert "2 runs to train, 2 of them from a checkpoint" in met.said
     assert len(resumed_at(met.folder)) == 2
     if OFTEN not in IS_LOST[trigger].options:  # then the signal saved all there was
