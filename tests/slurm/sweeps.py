@@ -186,20 +186,18 @@ def preempt(cluster: Slurm, node: str) -> str:
 def end_node(cluster: Slurm, node: str) -> None:
     """Have a node die: its daemon, its jobs' steps and all their processes."""
     conf = f"SLURM_CONF={cluster.folder}/etc/slurm.conf"
-    daemons, others = set[int](), set[int]()
+    doomed: set[int] = set()
     for process in _processes():
         if process.command[:3] == ["slurmd", "-N", node] and conf in process.env:
-            daemons.add(process.pid)
+            doomed.add(process.pid)
         elif f"SLURMD_NODENAME={node}" in process.env and conf in process.env:
-            others.add(process.pid)
+            doomed.add(process.pid)
             stepd = _read(process.parent)
             if stepd and stepd.command[0].startswith("slurmstepd"):
-                daemons.add(stepd.pid)
-    # No daemon is left to tell the controller how a process ended: to it the node is gone.
-    for signum, doomed in ((signal.SIGSTOP, daemons), (signal.SIGKILL, others | daemons)):
-        for pid in doomed:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signum)
+                doomed.add(stepd.pid)
+    for pid in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start_node(cluster: Slurm, node: str) -> None:
