@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sae_sweeps.engine.acts import MAX_LISTED, Selection, SparseActs
 from sae_sweeps.engine.affinities import Affinities
+from sae_sweeps.engine.concerned import Concerned
 from sae_sweeps.engine.pre_acts import PreActs
 from sae_sweeps.measures import Measure
 
@@ -41,6 +42,8 @@ class Step:
     """silent for the last `training.dead_window_tokens` tokens"""
     budgeted: bool
     """an allocator set the number of active latents"""
+    concerned: Concerned | None = None
+    """what the auxiliary loss told before the forward pass"""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,10 @@ class Optimizer(ABC):
     def zero_grad(self) -> None:
         """Let go of all gradients."""
 
+    def clip(self, longest: float) -> Float[Tensor, ""]:
+        """Shorten the gradient of all parameters to `longest`; how long it was."""
+        return nn.utils.clip_grad_norm_(self.trained, longest)
+
     @abstractmethod
     def update(self, lr: float) -> None:
         """Make a step at the common learning rate `lr`; a parameter without gradient stays."""
@@ -191,6 +198,13 @@ class Schedule(ABC):
 
 class AuxLoss(nn.Module, ABC):
     """A loss beside reconstruction and penalty."""
+
+    def concerned(self, dead: Bool[Tensor, " d_sae"], budgeted: bool) -> Concerned | None:
+        """The latents that the loss of the next step concerns, if it does not concern all.
+
+        Asked before the forward pass, so that nobody waits for their number after it; the step
+        has the answer. `dead` and `budgeted` are as in `Step`.
+        """
 
     @abstractmethod
     def forward(self, step: Step) -> Float[Tensor, ""]:

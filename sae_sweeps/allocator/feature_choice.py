@@ -19,8 +19,9 @@ from sae_sweeps.allocator.thresholds import LearntThreshold
 from sae_sweeps.engine.acts import Listed
 from sae_sweeps.engine.affinities import Affinities, merged
 from sae_sweeps.engine.averages import TokenAverage
+from sae_sweeps.engine.columns import Columns
 from sae_sweeps.engine.ranking import classes, within_budgets
-from sae_sweeps.engine.zipf import zipf_budgets
+from sae_sweeps.engine.zipf import Budgets, zipf_budgets
 from sae_sweeps.interfaces import Allocator, Inference, Progress, Selection, Step
 from sae_sweeps.marks import AtMost
 
@@ -32,11 +33,8 @@ def feature_choice(
 ) -> Selection:
     """Each column's `budgets[latent]` largest entries; on CPUs of equal ones the first.
 
-    They are found faster where the `threshold` tells what many of them exceed. Budgets are on the
-    CPU: on accelerators all shapes are known there, and nothing waits.
+    They are found faster where the `threshold` tells what many of them exceed.
     """
-    if not affinities.listed:
-        return _by_topk(affinities, budgets, threshold)
     batch, d_sae = affinities.shape
     learnt = torch.full((d_sae,), torch.inf) if threshold is None else threshold.value()
     likely = affinities.reaching(learnt[:, None], by_latent=True, budgets=budgets)
@@ -51,22 +49,6 @@ def feature_choice(
         found.append(replace(own, flat=tokens * d_sae + some[own.flat % len(some)]))
     passed = threshold.passing(likely, d_sae) if threshold else None
     return replace(merged(found), passed=passed)
-
-
-def _by_topk(
-    affinities: Affinities, budgets: Int[Tensor, " d_sae"], threshold: LearntThreshold | None
-) -> Listed:
-    """Likewise, with the shapes of all operations known on the CPU."""
-    (batch, d_sae), columns = affinities.shape, affinities.values.T.contiguous()
-    device = columns.device
-    chosen = [torch.zeros(0, dtype=torch.int64, device=device)]
-    for most, latents in classes(budgets, batch):
-        wanted, here = budgets[latents], latents.to(device)
-        tokens = columns.index_select(0, here).topk(most, dim=1).indices
-        within = (torch.arange(most) < wanted[:, None]).flatten().nonzero().squeeze(1)
-        chosen.append((tokens * d_sae + here[:, None]).flatten()[within.to(device)])
-    passed = (affinities.values > threshold.value()).count_nonzero() if threshold else None
-    return replace(affinities.at(torch.cat(chosen).sort().values), passed=passed)
 
 
 @final
@@ -104,7 +86,14 @@ class FeatureChoice(Allocator):
         self.threshold = LearntThreshold(d_sae, horizon_tokens)
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
         # No buffers either: they stay on the CPU, where budgets are made.
-        self.latent_of_rank, self.tokens_seen = torch.arange(d_sae), 0
+        self.tokens_seen = 0
+        self._rank(torch.arange(d_sae))
+
+    def _rank(self, latent_of_rank: Int[Tensor, " d_sae"]) -> None:
+        self.latent_of_rank = self._budgets = latent_of_rank
+        # What was made of others.
+        self._by_rank: Tensor | None = None
+        self._columns: Columns | None = None
 
     @staticmethod
     def rules(config: Mapping[str, Any]) -> Iterator[str]:
@@ -117,7 +106,8 @@ class FeatureChoice(Allocator):
         return torch.cat([torch.tensor([self.tokens_seen]), self.latent_of_rank])
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.tokens_seen, self.latent_of_rank = int(state[0]), state[1:].clone()
+        self.tokens_seen = int(state[0])
+        self._rank(state[1:].clone())
 
     def _is_mutual(self) -> bool:
         return self.tokens_seen < self.mutual_tokens
@@ -128,15 +118,38 @@ class FeatureChoice(Allocator):
             return affinities.above(self.threshold.value().clamp(min=0))
         if self._is_mutual():
             return mutual_choice(affinities, round(self.k * batch), self.threshold)
-        selection = feature_choice(affinities, self.budgets(batch), self.threshold)
+        if affinities.listed:
+            selection = feature_choice(affinities, self.budgets(batch), self.threshold)
+        else:
+            selection = self._by_columns(affinities)
         self.unobserved += 1
         return selection
 
+    def _by_columns(self, affinities: Affinities) -> Selection:
+        """Likewise on an accelerator, where nobody waits."""
+        values, batch = affinities.values, affinities.shape[0]
+        if self._columns is None or self._columns.batch != batch:
+            self._columns = Columns(self._most(batch), batch, values.device)
+        flat = self._columns.largest(values, self.budgets(batch), round(self.k * batch))
+        passed = (values > self.threshold.value()).count_nonzero()
+        return replace(affinities.at(flat), passed=passed)
+
+    def _most(self, batch: int) -> Int[Tensor, " d_sae"]:
+        """The largest budget that each latent may have, however it is rounded."""
+        return self._by_latent(self._exact(batch).exact.ceil().long())
+
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
         """Tokens that each latent may keep of the next batch, by latent; on the CPU."""
-        budgets = zipf_budgets(self.d_sae, batch, self.k, self.exponent, self.shift)
-        stochastic = self.rounding == "stochastic"
+        budgets, stochastic = self._exact(batch), self.rounding == "stochastic"
         by_rank = budgets.systematic(self._uniform()) if stochastic else budgets.largest_remainder
+        if by_rank is not self._by_rank:
+            self._by_rank, self._budgets = by_rank, self._by_latent(by_rank)
+        return self._budgets
+
+    def _exact(self, batch: int) -> Budgets:
+        return zipf_budgets(self.d_sae, batch, self.k, self.exponent, self.shift)
+
+    def _by_latent(self, by_rank: Int[Tensor, " d_sae"]) -> Int[Tensor, " d_sae"]:
         return torch.zeros_like(by_rank).scatter(0, self.latent_of_rank, by_rank)
 
     def _uniform(self) -> float:
@@ -147,23 +160,27 @@ class FeatureChoice(Allocator):
     def observe(self, step: Step, progress: Progress) -> None:
         batch = step.x.shape[0]
         fired = step.acts.tokens_per_latent
-        self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
+        if self.tokens_seen < self.mutual_tokens:  # later ranks stay as they are
+            self.density.update(fired / batch, None, batch)
         assert isinstance(step.selection, Listed)
-        self.threshold.update(step.selection, self._smallest(step.selection), batch)
+        self.threshold.update(step.selection, self._smallest(step), batch)
         if self.tokens_seen < self.mutual_tokens <= progress.tokens:
             self._switch()
         self.tokens_seen = progress.tokens
         self.unobserved = 0
 
-    def _smallest(self, kept: Listed) -> Float[Tensor, " d_sae"]:
-        positive = kept.affinities.where(kept.affinities > 0, torch.inf)
+    def _smallest(self, step: Step) -> Float[Tensor, " d_sae"]:
+        kept, pairs = step.selection, step.acts.pairs
+        assert isinstance(kept, Listed)
+        latents = kept.flat % self.d_sae if pairs is None else pairs.latents
+        positive = kept.affinities.masked_fill(kept.affinities <= 0, torch.inf)
         smallest = positive.new_full((self.d_sae,), torch.inf)
-        return smallest.scatter_reduce(0, kept.flat % self.d_sae, positive, "amin")
+        return smallest.scatter_reduce(0, latents, positive, "amin")
 
     def _switch(self) -> None:
         """Freeze the ranks; thresholds begin anew, since mutual choice kept other entries."""
         order = self.density.value().argsort(descending=True, stable=True)
-        self.latent_of_rank = order.cpu()
+        self._rank(order.cpu())
         self.threshold.restart()
 
     def inference(self) -> Inference:

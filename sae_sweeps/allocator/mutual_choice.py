@@ -94,9 +94,9 @@ class MutualChoice(Allocator):
     def observe(self, step: Step, progress: Progress) -> None:
         assert isinstance(step.selection, Listed)
         kept = step.selection.affinities
-        none = kept.new_full((1,), torch.inf)
-        smallest = torch.cat([kept.where(kept > 0, torch.inf), none]).amin()
-        self.threshold.update(step.selection, smallest.view(1), len(step.x))
+        positive = kept.masked_fill(kept <= 0, torch.inf)
+        smallest = positive.amin(0, keepdim=True) if len(kept) else kept.new_full((1,), torch.inf)
+        self.threshold.update(step.selection, smallest, len(step.x))
 
     def inference(self) -> Inference:
         return Inference(k=None, threshold=self.threshold.value().expand(self.d_sae).clone())

@@ -51,14 +51,13 @@ class LearntThreshold(nn.Module):
         The `smallest` affinities kept, of those above 0, are +inf where there was none.
         """
         assert selection.passed is not None
-        threshold = self.value()
         kept = (selection.affinities > 0).count_nonzero()
         ratio = (selection.passed.clamp(min=1) / kept.clamp(min=1)).log().clamp(-1, 1)
         # However short the horizon, a batch never corrects more than the mismatch itself.
         gain = -math.expm1(-ELASTICITY * RATE * tokens / self.horizon_tokens) / ELASTICITY
-        self.log_level += torch.where(threshold.isfinite().any(), ratio * gain, 0.0)
-        known = smallest.isfinite()
-        self.smallest.update(smallest.where(known, 0.0), known, tokens)
+        self.log_level += ratio * gain * self.smallest.weight.any()  # else there is no threshold
+        known = smallest < torch.inf
+        self.smallest.update(smallest.nan_to_num(0.0, posinf=0.0), known, tokens)
 
     def restart(self) -> None:
         """Let the next averages replace these at once, wherever there are any."""

@@ -49,6 +49,7 @@ class Coefficient(nn.Module):
         self.warmup_tokens = warmup_tokens
         self.steered = coef == "auto" and not budgeted
         self.target_l0 = target_l0
+        self.is_zero = not self.steered and coef in ("auto", 0)
         first = FIRST if self.steered else (0.0 if coef == "auto" else coef)
         self.register_buffer("log_value", torch.tensor(first, dtype=torch.float32).log())
         self.register_buffer("log_l0", torch.tensor(math.inf, dtype=torch.float32))
@@ -65,6 +66,8 @@ class Coefficient(nn.Module):
 
     def observe(self, step: Step, progress: Progress) -> None:
         """Steer by the L0 of the last batch, or go on rising."""
+        if self.is_zero:
+            return
         if progress.tokens <= self.warmup_tokens:
             self.risen.fill_(progress.tokens / self.warmup_tokens)
             return

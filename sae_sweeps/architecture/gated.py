@@ -57,7 +57,7 @@ class Gated(Architecture):
 
     def forward(self, x: Float[Tensor, "batch d_in"], dead: Bool[Tensor, " d_sae"]) -> Step:
         gates = weights.project(self, x, self.b_gate)
-        selection = listed(self.allocator(Affinities(gates)), gates, above=x.new_zeros(1))
+        selection = listed(self.allocator(Affinities(gates)), gates, above=0.0)
         shared = gates.projections(selection)
         gate = shared.values + shared.spread(self.b_gate)
         magnitude = shared.times(self.r_mag.exp()).values + shared.spread(self.b_mag)
@@ -69,7 +69,7 @@ class Gated(Architecture):
         gate_acts = step.selected.relu()
         aux_recon = decode(gate_acts, self.W_dec.detach()) + self.b_dec.detach()
         aux = (step.x - aux_recon).pow(2).sum()
-        return (self.sparsity(gate_acts.values) + aux) / step.x.shape[0]
+        return (self.sparsity(gate_acts.values) + aux) / len(step.x)
 
     @torch.no_grad()
     def observe(self, step: Step, progress: Progress) -> None:

@@ -61,7 +61,7 @@ class L0(torch.autograd.Function):
         near = (u - SparseActs(ctx.pairs, u).spread(theta)).abs() < ctx.bandwidth / 2
         return (
             None,
-            per_latent(ctx.pairs, near.long(), len(theta)) * (-grad / ctx.bandwidth),
+            per_latent(ctx.pairs, near, len(theta)) * (-grad / ctx.bandwidth),
             None,
             None,
         )
@@ -102,8 +102,7 @@ class JumpReLU(Architecture):
         self.encoder_scale, self.bandwidth, self.target_l0 = encoder_scale, bandwidth, target_l0
         self.threshold_lr_factor = threshold_lr_factor
         budgeted, self.quadratic = allocator.sets_budget, l0_penalty == "quadratic"
-        self.penalised = l0_coef != 0 and not (l0_coef == "auto" and budgeted)
-        coef = 1.0 if l0_coef == "auto" and self.quadratic and self.penalised else l0_coef
+        coef = 1.0 if l0_coef == "auto" and self.quadratic and not budgeted else l0_coef
         self.l0_coef = Coefficient(coef, target_l0, budgeted, coef_warmup_tokens)
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
@@ -129,7 +128,7 @@ class JumpReLU(Architecture):
         return listed(selection, pre_acts, above=lowest)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        if not self.penalised:
+        if self.l0_coef.is_zero:
             return step.x.new_zeros(())
         u = step.selected
         if self.allocator.ranks:  # the penalty is on all that are above their threshold

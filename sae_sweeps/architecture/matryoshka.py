@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, final
 
 import torch
 from annotated_types import Ge, Gt
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps.architecture.relu import ReLU
@@ -25,16 +25,22 @@ def group_ends(fractions: list[float], d_sae: int) -> list[int]:
 
 
 def prefix_recons(
-    acts: SparseActs, W_dec: Float[Tensor, "d_sae d_in"], ends: list[int]
+    acts: SparseActs,
+    W_dec: Float[Tensor, "d_sae d_in"],
+    ends: list[int],
+    borders: Int[Tensor, " groups"],
 ) -> Float[Tensor, "batch groups d_in"]:
-    """acts[:, :end] @ W_dec[:end] for each end, in the work of one such product."""
+    """acts[:, :end] @ W_dec[:end] for each end, in the work of one such product.
+
+    `borders` are the ends on the device.
+    """
     batch, d_sae = acts.shape
     if acts.pairs is None:
         parts = [acts.values[:, a:b] @ W_dec[a:b] for a, b in pairwise([0, *ends])]
         return torch.stack(parts, dim=1).cumsum(1)
     # Triples are ordered by token and latent, so also by token and group: a row for each of these.
     tokens, latents = acts.tokens, acts.latents
-    groups = torch.searchsorted(torch.tensor(ends, device=latents.device), latents, right=True)
+    groups = torch.searchsorted(borders, latents, right=True)
     rows = tokens * len(ends) + groups
     by_group = Pairs((batch * len(ends), d_sae), rows * d_sae + latents)
     return decode(SparseActs(by_group, acts.values), W_dec).view(batch, len(ends), -1).cumsum(1)
@@ -48,6 +54,8 @@ class Matryoshka(ReLU):
     as the reconstruction loss: that one is the last prefix, the others are added to the L1 penalty.
     The gradient is larger by about their number, which Adam does not mind.
     """
+
+    borders: Tensor
 
     def __init__(
         self,
@@ -75,6 +83,7 @@ class Matryoshka(ReLU):
             unit_norm=True,
         )
         self.ends = group_ends(fractions, d_sae)
+        self.register_buffer("borders", torch.tensor(self.ends), persistent=False)
 
     @staticmethod
     def rules(config: Mapping[str, Any]) -> Iterator[str]:
@@ -90,6 +99,6 @@ class Matryoshka(ReLU):
             )
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        prefixes = prefix_recons(step.acts, self.W_dec, self.ends)[:, :-1]
+        prefixes = prefix_recons(step.acts, self.W_dec, self.ends, self.borders)[:, :-1]
         errors = (step.x - self.b_dec)[:, None] - prefixes
         return super().penalty(step) + errors.pow(2).sum() / len(step.x)

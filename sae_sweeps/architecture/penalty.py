@@ -47,10 +47,12 @@ class SparsityPenalty(nn.Module):
         self.register_buffer("p", torch.tensor(1.0))
         self.register_buffer("sums", torch.zeros(BATCHES, 2))  # at the present p, at the next
 
-    def forward(self, values: Tensor) -> Tensor:
-        """The penalty of a batch's activations, summed over its tokens."""
+    def forward(self, values: Tensor, tokens: int = 1) -> Tensor:
+        """The penalty of a batch's activations, as a mean over so many tokens."""
+        if self.coefficient.is_zero:
+            return values.new_zeros(())
         powers = values if self.last == 1 else power(values, self.p)
-        return self.coefficient.value * powers.sum()
+        return self.coefficient.value * powers.sum() / tokens
 
     def observe(self, values: Callable[[], Tensor], step: Step, progress: Progress) -> None:
         """Steer lambda; at the end of a part of the annealing lower p.

@@ -59,13 +59,13 @@ class ReLU(Architecture):
         if not self.unit_norm:
             norms = self._norms().detach()
             affinities = Affinities(pre_acts, lambda values, latents: values * norms[latents])
-        selection = listed(self.allocator(affinities), pre_acts, above=x.new_zeros(1))
+        selection = listed(self.allocator(affinities), pre_acts, above=0.0)
         selected = pre_acts.at(selection)
         acts = selected.relu()
         return weights.decoded(self, x, dead, pre_acts, selection, selected, acts)
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
-        return self.sparsity(self._weighted(step.acts)) / step.x.shape[0]
+        return self.sparsity(self._weighted(step.acts), len(step.x))
 
     def _weighted(self, acts: SparseActs) -> Tensor:
         """The activations' values times the norms of their rows."""

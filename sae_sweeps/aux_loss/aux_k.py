@@ -3,10 +3,11 @@
 from typing import Annotated, final
 
 from annotated_types import Ge
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_sweeps.aux_loss.residual import residual_loss
+from sae_sweeps.aux_loss.residual import concerned_in, residual_loss
+from sae_sweeps.engine.concerned import Concerned
 from sae_sweeps.interfaces import AuxLoss, Step
 from sae_sweeps.marks import AtMost
 
@@ -32,4 +33,7 @@ class AuxK(AuxLoss):
         self.k_aux = d_in // 2 if k_aux is None else k_aux
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
-        return self.coef * residual_loss(step, step.dead.to(step.x.dtype), self.k_aux)
+        return residual_loss(step, concerned_in(step, self), self.k_aux, self.coef)
+
+    def concerned(self, dead: Bool[Tensor, " d_sae"], budgeted: bool) -> Concerned:
+        return Concerned(dead)

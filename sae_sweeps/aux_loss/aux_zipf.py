@@ -11,8 +11,9 @@ from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_sweeps.aux_loss.residual import residual_loss
+from sae_sweeps.aux_loss.residual import concerned_in, residual_loss
 from sae_sweeps.engine.averages import TokenAverage
+from sae_sweeps.engine.concerned import Concerned
 from sae_sweeps.engine.zipf import zipf_densities
 from sae_sweeps.interfaces import AuxLoss, Progress, Step
 from sae_sweeps.marks import AtMost
@@ -70,15 +71,14 @@ class AuxZipf(AuxLoss):
         self.density = TokenAverage(d_sae, horizon_tokens, missing=0.0)
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
-        weight = self._underuse(step).to(step.x.dtype)
-        return self.coef * residual_loss(step, weight, self.k_aux)
+        return residual_loss(step, concerned_in(step, self), self.k_aux, self.coef)
 
-    def _underuse(self, step: Step) -> Float[Tensor, " d_sae"]:
+    def concerned(self, dead: Bool[Tensor, " d_sae"], budgeted: bool) -> Concerned:
         density, known = self.density.value(), self.density.weight > 0
-        l0 = density.new_full((), self.target_l0) if step.budgeted else density.sum()
-        lack = underuse(density, l0, step.dead, self.tau, self.exponent, self.shift)
-        return lack.where(known | step.dead, 0.0)
+        l0 = density.new_full((), self.target_l0) if budgeted else density.sum()
+        lack = underuse(density, l0, dead, self.tau, self.exponent, self.shift)
+        return Concerned((known | dead) & (lack > 0), lack)
 
     def observe(self, step: Step, progress: Progress) -> None:
         batch, fired = len(step.x), step.acts.tokens_per_latent
-        self.density.update(fired / batch, torch.ones_like(fired, dtype=torch.bool), batch)
+        self.density.update(fired / batch, None, batch)

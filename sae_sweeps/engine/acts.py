@@ -96,7 +96,7 @@ class SparseActs:
         """Tokens on which each latent is active."""
         if self.pairs is None:
             return self.active.sum(0)
-        return sparse.per_latent(self.pairs, self.active.long(), self.shape[1])
+        return sparse.per_latent(self.pairs, self.active, self.shape[1])
 
     def l0_per_token(self) -> Int[Tensor, " batch"]:
         """Active latents of each token."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_sweeps.engine import ranking
+from sae_sweeps.engine import device, ranking
 from sae_sweeps.engine.acts import Listed, Selection, at
 from sae_sweeps.engine.pre_acts import Piece, PreActs
 from sae_sweeps.engine.sparse import Pairs
@@ -42,7 +42,7 @@ class Affinities:
     @property
     def listed(self) -> bool:
         """Whether to list what reaches a bound is fast; on accelerators it would be waited for."""
-        return self.pre_acts.x.device.type == "cpu"
+        return not device.looks_whole(self.pre_acts.x.device)
 
     @cached_property
     def values(self) -> Float[Tensor, "batch d_sae"]:
@@ -102,7 +102,10 @@ class Affinities:
     def at(self, flat: Int[Tensor, " n"]) -> Listed:
         """The pairs of these numbers, ascending, read from the whole matrix."""
         pairs = Pairs(self.shape, flat)
-        return Listed(flat, at(self.pre_acts.values, pairs), at(self.values, pairs))
+        pre_acts = affinities = at(self.pre_acts.values, pairs)
+        if self.values is not self.pre_acts.values:
+            affinities = at(self.values, pairs)
+        return Listed(flat, pre_acts, affinities)
 
     def _in_piece(self, piece: Piece, bounds: Bounds, count: int, by_latent: bool) -> Listed:
         values = self.made_of(piece.values, piece.latents)
@@ -141,7 +144,7 @@ def merged(parts: list[Listed]) -> Listed:
 
 
 def listed(
-    selection: Selection, pre_acts: PreActs, above: Float[Tensor, " thresholds"]
+    selection: Selection, pre_acts: PreActs, above: float | Float[Tensor, " thresholds"]
 ) -> Selection:
     """`selection`; where it is everything, the pairs with a value above `above`, if these are few.
 
@@ -152,6 +155,8 @@ def listed(
     unknown = not everything.listed and pre_acts.max_listed < 1
     if selection.flat is not None or pre_acts.max_listed == 0 or unknown:
         return selection
+    if not isinstance(above, Tensor):
+        above = pre_acts.x.new_full((1,), above)
     if (everything.sample().values > above).float().mean() > pre_acts.max_listed:
         return selection
     found = everything.above(above)

@@ -24,16 +24,20 @@ class TokenAverage(nn.Module):
         self.register_buffer("weight", torch.zeros(size))
 
     def update(
-        self, values: Float[Tensor, " size"], known: Bool[Tensor, " size"], tokens: int
+        self, values: Float[Tensor, " size"], known: Bool[Tensor, " size"] | None, tokens: int
     ) -> None:
-        """Take in the known entries of `values`, seen on `tokens` tokens."""
+        """Take in the known entries of `values`, all where None, seen on `tokens` tokens."""
         keep = math.exp(-tokens / self.horizon_tokens)
-        total = keep * self.total + (1 - keep) * values
-        weight = keep * self.weight + (1 - keep)
-        self.total.copy_(torch.where(known, total, self.total))
-        self.weight.copy_(torch.where(known, weight, self.weight))
+        kept, given = keep * self.total, (1 - keep) * values
+        if known is None:
+            torch.add(kept, given, out=self.total)
+            torch.add(keep * self.weight, 1 - keep, out=self.weight)
+            return
+        torch.where(known, kept + given, self.total, out=self.total)
+        torch.where(known, keep * self.weight + (1 - keep), self.weight, out=self.weight)
 
     def value(self) -> Float[Tensor, " size"]:
         """The averages."""
-        known = self.weight > 0
-        return torch.where(known, self.total / self.weight.clamp(min=1e-30), self.missing)
+        # Where nothing is known it is 0 / 0.
+        averages = self.total / self.weight
+        return averages.nan_to_num(self.missing, torch.inf, -torch.inf)

@@ -8,6 +8,7 @@ right, and never needed.
 import ctypes
 import weakref
 from collections import deque
+from collections.abc import MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 CHUNK = 2**22
 """Entries computed at a time by oneDNN, so that they are in a cache when they are copied."""
@@ -32,10 +34,12 @@ def product(
 ) -> Float[Tensor, "n m"]:
     """left @ right.T + bias, without a gradient; in bfloat16 under `torch.autocast`.
 
-    oneDNN is faster by a third with the longer matrix on the left.
+    oneDNN is faster by a third with the longer matrix on the left. In bfloat16 a bias of columns is
+    added before the product is rounded.
     """
     if left.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return F.linear(left, right).add_(bias)
+        of_columns = len(bias) == 1
+        return F.linear(left, right, bias[0]) if of_columns else F.linear(left, right).add_(bias)
     size = len(left) * len(right)
     if size <= CHUNK and left.dtype == torch.float32 and onednn():
         return _onednn(left, right).add_(bias)
@@ -107,9 +111,31 @@ class ByOneDNN(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def faster() -> AbstractContextManager[Any]:
-    """Within it, whoever multiplies matrices does so with the fastest library that there is."""
-    return ByOneDNN() if onednn() else nullcontext()
+def faster(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it, whoever multiplies matrices does so with the fastest library for a device."""
+    return ByOneDNN() if device.type == "cpu" and onednn() else nullcontext()
+
+
+_rounded: MutableMapping[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
+"""Of parameters: the version of their values, and these in bfloat16."""
+
+
+def rounded(weights: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """The weights as products read them: in bfloat16 under `torch.autocast`, detached.
+
+    A parameter's are kept until its values change: PyTorch would round them for each product.
+    """
+    if not torch.is_autocast_enabled(weights.device.type):
+        return weights.detach()
+    found = _rounded.get(weights)
+    if found is not None and found[0] == weights._version:
+        return found[1]
+    del found
+    _rounded.pop(weights, None)  # so that there are never two
+    kept = weights.detach().to(torch.bfloat16)
+    if isinstance(weights, nn.Parameter):
+        _rounded[weights] = weights._version, kept
+    return kept
 
 
 def _onednn(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_sweeps.engine import gemm, sparse
+from sae_sweeps.engine import device, gemm, sparse
 from sae_sweeps.engine.acts import Listed, Selection, SparseActs, at, autocast
 from sae_sweeps.engine.sparse import Pairs
 
@@ -67,7 +67,8 @@ class PreActs:
     def whole(self) -> bool:
         """Whether there is but one piece: on accelerators, or if it is small or needed anyway."""
         batch, d_sae = self.shape
-        return self.x.device.type != "cpu" or batch * d_sae <= PIECE or self.max_listed == 0
+        fits = batch * d_sae <= PIECE or self.max_listed == 0
+        return fits or device.looks_whole(self.x.device)
 
     def pieces(self, by_latent: bool = False) -> Iterator[Piece]:
         """The matrix in pieces, of tokens or latents; a large one is never in memory as a whole.
@@ -88,7 +89,7 @@ class PreActs:
 
     def _weights(self) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_sae"]]:
         self._check()
-        return self.W_enc.detach().T, self.bias.detach()
+        return gemm.rounded(self.W_enc).T, self.bias.detach()
 
     def _check(self) -> None:
         if self.W_enc._version != self.version:
@@ -119,13 +120,8 @@ class PreActs:
 
     def _known(self, selection: Selection, pairs: Pairs) -> Float[Tensor, " n"]:
         """The values at the pairs of a selection, in the weights' precision."""
-        dtype = self.W_enc.dtype
-        if isinstance(selection, Listed) and selection.pre_acts.dtype == dtype:
-            return selection.pre_acts
-        if isinstance(selection, Listed) or self.values.dtype != dtype:
-            exact = sparse.products(pairs, self.centred, self.W_enc.detach().T)
-            return exact + self.bias.detach()[pairs.latents]
-        return at(self.values, pairs)
+        read = isinstance(selection, Listed)
+        return (selection.pre_acts if read else at(self.values, pairs)).to(self.W_enc.dtype)
 
     def of(self, latents: Int[Tensor, " n"]) -> "PreActs":
         """Those of some latents, numbered anew."""
@@ -171,7 +167,8 @@ class _Encode(torch.autograd.Function):
         sums = sparse.per_latent(ctx.pairs, grad, W_enc.shape[1])
         of_bias = sums if ctx.needs_input_grad[2] else None
         of_x = sparse.times(ctx.pairs, grad, W_enc.T) if ctx.needs_input_grad[3] else None
-        return columns.T, -(W_enc @ sums), of_bias, of_x, None, None, None
+        of_b_dec = torch.addmv(sums.new_empty(len(W_enc)), W_enc, sums, beta=0, alpha=-1)
+        return columns.T, of_b_dec, of_bias, of_x, None, None, None
 
 
 def encode(

@@ -99,19 +99,19 @@ def lowered(
 
 
 def classes(
-    budgets: Int[Tensor, " rows"], highest: int
+    budgets: Int[Tensor, " rows"], highest: int, factor: int = 2
 ) -> Iterator[tuple[int, Int[Tensor, " some"]]]:
     """Rows by the size of their budget, from 1 to `highest`, and the largest that one may have.
 
-    By powers of two, so that no row is ranked further than twice its need.
+    By powers of `factor`, so that no row is ranked further than so many times its need.
     """
     least = 1
     while least <= highest:
-        most = min(2 * least - 1, highest)
+        most = min(factor * least - 1, highest)
         rows = ((budgets >= least) & (budgets <= most)).nonzero().squeeze(1)
         if len(rows):
             yield most, rows
-        least *= 2
+        least *= factor
 
 
 def within_budgets(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae_sweeps.engine.gemm import matmul
+from sae_sweeps.engine.gemm import matmul, rounded
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Pairs:
     @cached_property
     def token_starts(self) -> Int[Tensor, " borders"]:
         """Where each token's pairs begin, and where the last one's end."""
-        borders = torch.arange(self.shape[0] + 1, device=self.flat.device) * self.shape[1]
+        batch, d_sae = self.shape
+        borders = torch.arange(0, (batch + 1) * d_sae, d_sae, device=self.flat.device)
         return torch.searchsorted(self.flat, borders)
 
     @cached_property
@@ -56,7 +57,7 @@ def times(
 ) -> Float[Tensor, "batch d_in"]:
     """values @ rows."""
     if pairs is None:
-        return matmul(values, rows)
+        return matmul(values, rounded(rows))
     return _sums(pairs.latents, values, pairs.token_starts, rows)
 
 
@@ -79,7 +80,7 @@ def products(
 ) -> Tensor:
     """left @ right.T: of each pair, or the matrix."""
     if pairs is None:
-        return matmul(left, right.T)
+        return matmul(left, rounded(right).T)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         zeros = torch.sparse_csr_tensor(
@@ -93,9 +94,10 @@ def products(
 
 
 def per_latent(pairs: Pairs | None, values: Tensor, d_sae: int) -> Num[Tensor, " d_sae"]:
-    """Sum of each latent's values."""
+    """Sum of each latent's values; of truths, how many are true."""
     if pairs is None:
         return values.sum(0)
+    values = values.long() if values.dtype == torch.bool else values
     return values.new_zeros(d_sae).index_add(0, pairs.latents, values)
 
 

@@ -4,10 +4,11 @@ from typing import Annotated, NamedTuple, final
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from sae_sweeps.engine import device
 from sae_sweeps.interfaces import Optimizer
 
 
@@ -47,6 +48,16 @@ class Adam(Optimizer):
         self.lr, self.beta1, self.beta2 = lr, beta1, beta2
         self.state: dict[int, Moments] = {}
         """By the parameter's index; of those that had a gradient."""
+        self._divisor: Tensor | None = None
+
+    def clip(self, longest: float) -> Float[Tensor, ""]:
+        """On CUDA what would shorten the gradients is kept: the kernel divides as it reads them."""
+        if not device.has_fused_kernels(self.trained[0].device):
+            return super().clip(longest)
+        grads = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self._divisor = ((norm + 1e-6) / longest).clamp(min=1)
+        return norm
 
     def zero_grad(self) -> None:
         for parameter in self.trained:
@@ -54,26 +65,34 @@ class Adam(Optimizer):
 
     @torch.no_grad()
     def update(self, lr: float) -> None:
-        for index, parameter in enumerate(self.trained):
-            if parameter.grad is not None:
-                self._update(index, parameter, parameter.grad, lr * self.factors[index])
+        given = [index for index, p in enumerate(self.trained) if p.grad is not None]
+        for factor in dict.fromkeys(self.factors):
+            # Together, since every call of an accelerator takes as long as small parameters do.
+            some = [index for index in given if self.factors[index] == factor]
+            if some:
+                self._update(some, lr * factor)
+        self._divisor = None
         # The fused kernel does not tell; whoever still wants something of the old values must know.
         torch.autograd.graph.increment_version(self.trained)
 
-    def _update(self, index: int, parameter: nn.Parameter, grad: Tensor, lr: float) -> None:
-        stored = _turned(parameter, parameter.detach())
-        if index not in self.state:
-            step = torch.zeros((), dtype=torch.float32, device=stored.device)
-            self.state[index] = Moments(step, torch.zeros_like(stored), torch.zeros_like(stored))
-        kept = self.state[index]
+    def _update(self, indices: list[int], lr: float) -> None:
+        parameters = [self.trained[index] for index in indices]
+        stored = [_turned(parameter, parameter.detach()) for parameter in parameters]
+        for index, values in zip(indices, stored, strict=True):
+            if index not in self.state:
+                step = torch.zeros((), dtype=torch.float32, device=values.device)
+                moments = torch.zeros_like(values), torch.zeros_like(values)
+                self.state[index] = Moments(step, *moments)
+        kept = [self.state[index] for index in indices]
         adam(
-            [stored],
-            [_turned(parameter, grad).contiguous()],
-            [kept.exp_avg],
-            [kept.exp_avg_sq],
+            stored,
+            [_turned(p, p.grad).contiguous() for p in parameters if p.grad is not None],
+            [moments.exp_avg for moments in kept],
+            [moments.exp_avg_sq for moments in kept],
             [],
-            [kept.step],
+            [moments.step for moments in kept],
             fused=True,
+            grad_scale=self._divisor,
             amsgrad=False,
             beta1=self.beta1,
             beta2=self.beta2,

@@ -121,7 +121,7 @@ class Plain(Passes):
     ) -> Float[Tensor, "rows seq vocabulary"]:
         self._of_thread.visit, self._of_thread.shape = visit, tokens.shape
         try:
-            with gemm.faster():
+            with gemm.faster(tokens.device):
                 return self.model(input_ids=tokens, use_cache=False).logits
         finally:
             self._of_thread.visit = None
@@ -170,5 +170,5 @@ class Bridged(Passes):
     def logits(
         self, tokens: Int[Tensor, "rows seq"], visit: Visit | None
     ) -> Float[Tensor, "rows seq vocabulary"]:
-        with self._visiting(visit), gemm.faster():
+        with self._visiting(visit), gemm.faster(tokens.device):
             return self.bridge(tokens, return_type="logits")

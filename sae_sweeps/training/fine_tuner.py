@@ -31,10 +31,10 @@ class FineTuner:
             x, divergence = self.stream.contexts(trainer.tokens, len(batch))
         with trainer.autocast():
             step, loss = self.fine_tune(sae, x, trainer.dead, divergence)
-        sae.zero_grad()  # what the phase does not train keeps no gradient of the last step
-        self.optimizer.zero_grad()
         loss.backward()
         grad_norm = update(sae, self.optimizer, trainer.given.gradient_clip_norm, lr)
+        sae.zero_grad()  # of what the phase does not train, too
+        self.optimizer.zero_grad()
         self.tokens += len(batch)
         tokens = trainer.tokens + len(batch)
         with torch.no_grad():

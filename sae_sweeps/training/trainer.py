@@ -1,6 +1,7 @@
 """The training step, the same for every method."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sae_sweeps.config.options import RunConfig, TrainingOptions
 from sae_sweeps.config.signature import build
+from sae_sweeps.engine import device
 from sae_sweeps.interfaces import (
     Architecture,
     AuxLoss,
@@ -22,7 +24,7 @@ from sae_sweeps.interfaces import (
 NewOptimizer = Callable[[list[nn.Parameter], list[float]], Optimizer]
 """Of parameters, and how many times the common learning rate each is to have."""
 ROWS = 256
-"""Rows of the decoder that are looked at together."""
+"""Rows that a CPU projects together."""
 
 
 class Trainer:
@@ -47,15 +49,15 @@ class Trainer:
         self.optimizer = new_optimizer(
             list(named.values()), [factors.get(name, 1.0) for name in named]
         )
-        device = sae.W_dec.device
+        on = sae.W_dec.device
         self.bfloat16 = given.precision == "bfloat16" or (
             given.precision == "auto"
-            and device.type == "cuda"
+            and on.type == "cuda"
             and torch.cuda.is_bf16_supported(including_emulation=False)
         )
         self.tokens = 0
         self.replaced = 0
-        self.tokens_since_fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=device)
+        self.tokens_since_fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64, device=on)
 
     @property
     def dead(self) -> Bool[Tensor, " d_sae"]:
@@ -64,21 +66,23 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """What the forward pass runs under."""
-        device = self.sae.W_dec.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.bfloat16)
+        kind = self.sae.W_dec.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16)
 
     def step(self, x: Float[Tensor, "batch d_in"], wanted: bool) -> dict[str, Tensor]:
         """Train on one batch; the figures of the step, where `wanted`, as scalars on the device."""
         lr = self.optimizer.lr * self.schedule.factor(self.tokens, len(x))
         lr *= self.resampling.lr_factor(self.tokens)
+        dead = self.dead
+        concerned = self.aux_loss.concerned(dead, self.sae.allocator.sets_budget)
         with self.autocast():
-            step = self.sae(x, self.dead)
+            step = replace(self.sae(x, dead), concerned=concerned)
             error = squared_error(step)
             penalty, aux_loss = self.sae.penalty(step), self.aux_loss(step)
             loss = error + penalty + aux_loss
-        self.optimizer.zero_grad()
         loss.backward()
         grad_norm = update(self.sae, self.optimizer, self.given.gradient_clip_norm, lr)
+        self.optimizer.zero_grad()  # other members of the pack have use for the memory
         self._observe(step, lr)
         if not wanted:
             return {}
@@ -106,7 +110,7 @@ class Trainer:
         """Count a step's `batch` tokens, and for each latent those since it fired."""
         self.tokens += batch
         silent = step.acts.tokens_per_latent == 0
-        self.tokens_since_fired = torch.where(silent, self.tokens_since_fired + batch, 0)
+        self.tokens_since_fired = (self.tokens_since_fired + batch) * silent
 
     def _forget(self, latents: Int[Tensor, " n"]) -> None:
         """Have the optimiser forget these latents' parameters."""
@@ -121,9 +125,10 @@ class Trainer:
 
 def new_trainer(config: RunConfig, sae: Architecture) -> Trainer:
     """The trainer that a run's config describes, of an SAE that is on its device."""
-    (d_sae, d_in), device = sae.W_dec.shape, sae.W_dec.device
+    d_sae, d_in = sae.W_dec.shape
     aux_loss, resampling = (
-        build(config.nodes[group], d_in, d_sae).to(device) for group in ("aux_loss", "resampling")
+        build(config.nodes[group], d_in, d_sae).to(sae.W_dec.device)
+        for group in ("aux_loss", "resampling")
     )
     return Trainer(
         sae,
@@ -153,14 +158,29 @@ def update(
     trained = any(parameter is W_dec for parameter in optimizer.trained)
     constrained = sae.unit_norm and trained and W_dec.grad is not None
     if constrained and W_dec.grad is not None:
-        # A few rows at a time, whose products are still in a cache when they are summed.
-        for grads, rows in zip(W_dec.grad.split(ROWS), W_dec.split(ROWS), strict=True):
-            grads.addcmul_(torch.linalg.vecdot(grads, rows)[:, None], rows, value=-1)
-    grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.trained, clip_norm)
+        W_dec.grad = projected(W_dec.grad, W_dec)
+    grad_norm = optimizer.clip(clip_norm)
     optimizer.update(lr)
     if constrained:
         W_dec /= torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
     return grad_norm
+
+
+def projected(
+    grads: Float[Tensor, "rows d_in"], rows: Float[Tensor, "rows d_in"]
+) -> Float[Tensor, "rows d_in"]:
+    """Gradients of rows of unit norm without what would only change the norm.
+
+    On CUDA by the kernel that PyTorch has for the gradient of normalised rows, which is this and
+    reads them once; on CPUs in place, of a few rows whose products are still in a cache.
+    """
+    if device.has_fused_kernels(grads.device):
+        ones = rows.new_ones(len(rows), 1)
+        backward = torch.ops.aten._weight_norm_interface_backward
+        return backward(grads.contiguous(), rows.detach(), ones, ones, 0)[0]
+    for some, own in zip(grads.split(ROWS), rows.split(ROWS), strict=True):
+        some.addcmul_(torch.linalg.vecdot(some, own)[:, None], own, value=-1)
+    return grads
 
 
 def figures(

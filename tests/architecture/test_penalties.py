@@ -426,8 +426,8 @@ ENDS = [1, 4, 8, 14]
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999))
 def test_matryoshka_is_the_sum_over_prefixes(allocator: str, seed: int) -> None:
-    sae, x = sae_of("matryoshka", allocator, seed, fractions=FRACTIONS), batch_of(seed)
-    sae.get_buffer("sparsity.coefficient.log_value").fill_(math.log(0.3))
+    x = batch_of(seed)
+    sae = sae_of("matryoshka", allocator, seed, fractions=FRACTIONS, l1_coef=0.3)
     f, _ = codes_of(sae, x)
     wanted = 0.3 * f.sum() / BATCH
     for end in ENDS:
@@ -442,8 +442,9 @@ def test_prefixes_are_the_same_listed_or_dense() -> None:
     f, W_dec = values_of(0, 9), values_of(1, D_SAE)[:, :D_IN]
     flat = f.flatten().nonzero().squeeze(1)
     listed, dense = Selection(flat).of(f), SparseActs(None, f)
-    found = prefix_recons(listed, W_dec, ENDS)
-    torch.testing.assert_close(found, prefix_recons(dense, W_dec, ENDS))
+    borders = torch.tensor(ENDS)
+    found = prefix_recons(listed, W_dec, ENDS, borders)
+    torch.testing.assert_close(found, prefix_recons(dense, W_dec, ENDS, borders))
     for index, end in enumerate(ENDS):
         torch.testing.assert_close(found[:, index], f[:, :end] @ W_dec[:end])
 

@@ -1,0 +1,76 @@
+"""What CUDA computes otherwise than a CPU, computed on a CPU, is the same."""
+
+import copy
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sae_sweeps.optimizer.adam import Adam
+from sae_sweeps.training.member import new_sae
+from sae_sweeps.training.trainer import Trainer, new_trainer, projected
+from tests.support.small import small_run
+
+as_on_cuda = patch("sae_sweeps.engine.device.has_fused_kernels", return_value=True)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (300, 64), (257, 513)])
+def test_the_kernel_projects(shape: tuple[int, int]) -> None:
+    rows = drawn(*shape, seed=1)
+    rows /= rows.norm(dim=1, keepdim=True)
+    grads = drawn(*shape)
+    wanted = grads.double() - (grads.double() * rows).sum(1, keepdim=True) * rows.double()
+    with as_on_cuda:
+        found = projected(grads.clone(), nn.Parameter(rows))
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(projected(grads.clone(), rows), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("longest", [0.5, 1e9])
+def test_adam_divides_by_what_would_clip(longest: float) -> None:
+    first = [nn.Parameter(drawn(5, 3)), nn.Parameter(drawn(4, seed=1))]
+    apart, fused = (
+        Adam(copy.deepcopy(first), [1.0, 3.0], lr=1e-2, beta1=0.9, beta2=0.99) for _ in range(2)
+    )
+    for step in range(4):
+        norms = list[Tensor]()
+        for adam in (apart, fused):
+            for index, parameter in enumerate(adam.trained):
+                parameter.grad = drawn(*parameter.shape, seed=10 * step + index)
+        norms.append(apart.clip(longest))
+        apart.update(1e-2)
+        with as_on_cuda:
+            norms.append(fused.clip(longest))
+        fused.update(1e-2)
+        torch.testing.assert_close(*norms)
+    assert (first[0] - apart.trained[0]).abs().max() > 1e-3
+    for one, other in zip(apart.trained, fused.trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def trained(folder: Path, *words: str) -> Trainer:
+    config = small_run(folder, *words).config
+    sae = new_sae(config, 16)
+    sae.initialise(torch.Generator().manual_seed(0), torch.zeros(16))
+    trainer = new_trainer(config, sae)
+    for step in range(4):
+        trainer.step(drawn(512, 16, seed=step), wanted=False)
+    return trainer
+
+
+@pytest.mark.parametrize("method", ["topk", "mutual_choice", "feature_choice", "relu", "gated"])
+def test_a_method_trains_to_the_same_weights(method: str, tmp_path: Path) -> None:
+    words = [f"method={method}", "aux_loss=aux_k", "training.dead_window_tokens=1"]
+    if method == "feature_choice":
+        words.append("allocator=feature_choice_scratch")
+    own = trained(tmp_path, *words)
+    with as_on_cuda, patch("sae_sweeps.engine.device.looks_whole", return_value=True):
+        other = trained(tmp_path, *words)
+    for (name, one), two in zip(own.sae.named_parameters(), other.sae.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,0 +1,79 @@
+"""Trains and measures combinations of variants on fake CUDA tensors; a JSON object for each.
+
+Fake tensors refuse what CUDA would: operands on two devices, types that an operator lacks.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.training import evaluation
+from tests.support.places import CONF
+
+from .counting import Asked
+from .fake_cuda import fake_cuda
+from .steps import GPU, Size, fakeable, trainer_on
+
+SMALL = Size(d_in=16, d_sae=64, batch=32, k=4)
+ENGINES = ("sparse", "dense", "auto")
+
+
+def option_files(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def combinations(every: bool) -> Iterator[dict[str, str]]:
+    """All combinations, or of these as many as hold each pair of options."""
+    groups = ("architecture", "allocator", "aux_loss", "resampling")
+    options = [option_files(group) for group in groups]
+    numbered = [list(enumerate(names)) for names in (*options, ENGINES)]
+    for cell in product(*numbered):
+        (_, _), (_, _), (aux, _), (_, _), (engine, _) = cell
+        architecture, allocator = cell[0][0], cell[1][0]
+        drawn = (architecture + allocator) % 3 == aux and (
+            architecture + 2 * allocator
+        ) % 3 == engine
+        if every or drawn:
+            yield dict(zip((*groups, "engine"), (name for _, name in cell), strict=True))
+
+
+def tried(words: list[str]) -> dict[str, Any]:
+    """What becomes of two training steps, figures, both evaluations and SAELens' layout."""
+    try:
+        with fake_cuda():
+            trainer = trainer_on(GPU, SMALL, *words)
+            x = torch.randn(SMALL.batch, SMALL.d_in, device=GPU)
+            with Asked() as asked:
+                trainer.step(x, wanted=False)
+                waits = list(asked.waits)
+                trainer.step(x, wanted=True)
+                for mode in (False, True):
+                    zero = torch.zeros(SMALL.d_in, device=GPU)
+                    held_out = x.repeat(4, 1)
+                    evaluation.measure(trainer.sae.train(mode), held_out, zero, SMALL.batch)
+                trainer.sae.rescale(2.0)
+                trainer.sae.saelens()
+    except ConfigError as refused:
+        return {"words": words, "refused": str(refused)}
+    except Exception:
+        return {"words": words, "failed": traceback.format_exc()}
+    return {"words": words, "waits": waits}
+
+
+def main() -> None:
+    """`variants some|all`"""
+    fakeable(dead=5)
+    for chosen in combinations(every=sys.argv[1] == "all"):
+        found = tried([f"{group}={option}" for group, option in chosen.items()])
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
