@@ -19,6 +19,14 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def without_frames(error: Exception) -> Exception:
+    """The error, and what led to it, without the frames that it passed and what these hold."""
+    link: BaseException | None = error
+    while link is not None:
+        link = link.with_traceback(None).__context__
+    return error
+
+
 def one_line(text: object) -> str:
     """Fold white space, leave out the middle of what is too long, and show control characters."""
     line = visible(" ".join(str(text).split()))

@@ -29,6 +29,7 @@ class Harvest:
     """
 
     def __init__(self, configs: Sequence[RunConfig], device: torch.device, pool: Executor) -> None:
+        self.device = device
         distinct = {stream_identity(config): config for config in configs}
         targets, self.groups = _opened(distinct, device)
         given, evaluation = configs[0].stream, configs[0].evaluation

@@ -18,7 +18,7 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.engine import gemm
 from sae_sweeps.engine.acts import max_listed
-from sae_sweeps.errors import ConfigError, one_line
+from sae_sweeps.errors import ConfigError, one_line, without_frames
 from sae_sweeps.interfaces import Architecture, FineTune, Measurement
 from sae_sweeps.record import checkpoint
 from sae_sweeps.record.identity import identity
@@ -182,6 +182,7 @@ class Member:
             self.finish_if_trained()
         except Exception as error:
             self.fail(error)
+            without_frames(error)  # they hold a whole step
 
     @property
     def trained(self) -> bool:
@@ -195,6 +196,7 @@ class Member:
                 self._finish()
         except Exception as error:
             self.fail(error)
+            without_frames(error)  # they hold a whole step
 
     def leave(self) -> None:
         """Save what a signal interrupts, so that another attempt goes on from here."""
@@ -312,6 +314,7 @@ class Member:
 
     def _close(self, outcome: Result | Exception, result: Result | None) -> None:
         self.outcome = outcome
+        del self.trainer, self.fine_tuner, self.fine_tune  # others have use for the memory
         self.tracked.finish(result)
         self.display.finished(self.index, "finished" if result else "failed")
         self.close_files()

@@ -1,19 +1,22 @@
 """The pack: runs that share a pass over a target model, whose hooks may differ."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import count
 
 import torch
 
 from sae_sweeps.config.history import outdated
 from sae_sweeps.engine import gemm
+from sae_sweeps.engine.device import looks_whole
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Measurement
 from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
+from sae_sweeps.stream.ahead import Ahead, Coming
 from sae_sweeps.stream.harvest import Chunks, Harvest
 from sae_sweeps.stream.live import Stream
 from sae_sweeps.system import interrupt
@@ -25,6 +28,8 @@ from sae_sweeps.training.remeasure import remeasured
 
 Outcome = Result | Exception
 """What became of a run: its result, or why there is none."""
+Begin = Callable[[int, list[Stream]], Chunks | Coming]
+"""Starts to read a chunk of some streams."""
 
 
 def load(train: Sequence[Run], measure: Sequence[Run], display: Listener) -> "Pack":
@@ -118,8 +123,8 @@ def _open_and_train(
             if member.outcome is None:
                 opened.callback(member.close_files)
         try:
-            with ThreadPoolExecutor(at_once) as pool:
-                _train(_unfinished(members), harvest, pool)
+            with ThreadPoolExecutor(at_once) as pool, _reader(harvest, pool) as begin:
+                _train(_unfinished(members), begin, pool)
         except interrupt.Interrupted:
             # The pool is closed, so every member stands between two steps.
             with ThreadPoolExecutor() as pool:
@@ -127,7 +132,17 @@ def _open_and_train(
             raise
 
 
-def _train(members: list[Member], harvest: Harvest, pool: ThreadPoolExecutor) -> None:
+@contextmanager
+def _reader(harvest: Harvest, pool: ThreadPoolExecutor) -> Generator[Begin]:
+    """What reads chunks: on a CPU the members' own threads, elsewhere one beside them."""
+    if looks_whole(harvest.device):
+        with Ahead(harvest, harvest.device) as ahead:
+            yield ahead.begin
+    else:
+        yield partial(harvest.begin, pool=pool)
+
+
+def _train(members: list[Member], begin: Begin, pool: ThreadPoolExecutor) -> None:
     """Chunk after chunk through all members; one chunk ahead is computed meanwhile."""
     list(pool.map(Member.finish_if_trained, members))
     active = _unfinished(members)
@@ -135,11 +150,11 @@ def _train(members: list[Member], harvest: Harvest, pool: ThreadPoolExecutor) ->
         return
     # Those that resume further on pass over what they have.
     first = min(member.trainer.tokens for member in active) // active[0].stream.chunk_tokens
-    upcoming = harvest.begin(first, _streams(active, first), pool)
+    upcoming = begin(first, _streams(active, first))
     for index in count(first):
         training = _advance(active, upcoming, pool)
         # Behind the members in the pool's queue, so that no worker is idle before all is done.
-        upcoming = _ahead(active, harvest, pool, index + 1) or upcoming
+        upcoming = _ahead(active, begin, index + 1) or upcoming
         for future in training:
             future.result()
         active = _unfinished(active)
@@ -148,7 +163,9 @@ def _train(members: list[Member], harvest: Harvest, pool: ThreadPoolExecutor) ->
             return
 
 
-def _advance(active: list[Member], chunks: Chunks, pool: ThreadPoolExecutor) -> list[Future[None]]:
+def _advance(
+    active: list[Member], chunks: Chunks | Coming, pool: ThreadPoolExecutor
+) -> list[Future[None]]:
     """Set members to train on their streams' chunks, as soon as these are there."""
     try:
         chunks.wait()
@@ -180,14 +197,12 @@ def _streams(active: list[Member], index: int) -> list[Stream]:
     return list(dict.fromkeys(member.stream for member in needy))
 
 
-def _ahead(
-    active: list[Member], harvest: Harvest, pool: ThreadPoolExecutor, index: int
-) -> Chunks | None:
+def _ahead(active: list[Member], begin: Begin, index: int) -> Chunks | Coming | None:
     """Begin with chunk `index`, if anyone will need it, else with what evaluation needs."""
     active = _unfinished(active)
     streams = _streams(active, index)
     if streams:
-        return harvest.begin(index, streams, pool)
+        return begin(index, streams)
     predicting = [member for member in active if member.stream.target.has_loss]
     wanted = {(m.stream, m.run.config.evaluation.ce_tokens) for m in predicting}
     for stream, tokens in wanted:

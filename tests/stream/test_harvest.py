@@ -300,6 +300,13 @@ def watch_blocks(target: TransformerLens, ran: list[tuple[type, int]]) -> None:
 # --- Training from one harvest -------------------------------------------------------------
 
 
+@pytest.fixture(params=["by the members' threads", "by a thread of its own"])
+def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are read as on a CPU, and as on an accelerator."""
+    if request.param == "by a thread of its own":
+        monkeypatch.setattr(pack, "looks_whole", Mock(return_value=True))
+
+
 def runs_at(where: Path, nodes: Sequence[Node], *overrides: str, **stream: Any) -> list[Run]:
     """Runs with two k each for every target model."""
     made: list[Run] = []
@@ -316,6 +323,7 @@ def finished(outcomes: Sequence[Any]) -> list[bool]:
     return [isinstance(outcome, Result) for outcome in outcomes]
 
 
+@pytest.mark.usefixtures("read")
 @pytest.mark.parametrize(
     ("hooks", "overrides"),
     [
@@ -352,6 +360,7 @@ def test_a_layer_sweep_is_measured_anew_as_each_run_alone(folder: Path, tmp_path
     assert len({result.metrics["fvu"] for result in together}) == 4
 
 
+@pytest.mark.usefixtures("read")
 @pytest.mark.slow
 @pytest.mark.parametrize("far", [False, True])
 def test_an_interrupted_layer_sweep_goes_on_to_the_same_end(
@@ -374,6 +383,7 @@ def test_an_interrupted_layer_sweep_goes_on_to_the_same_end(
         assert_equal_runs(run, other)
 
 
+@pytest.mark.usefixtures("read")
 def test_what_nobody_needs_any_more_is_not_asked_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +405,7 @@ def test_what_nobody_needs_any_more_is_not_asked_for(
 # --- Activations that are no numbers -------------------------------------------------------
 
 
+@pytest.mark.usefixtures("read")
 @pytest.mark.slow
 def test_a_hook_without_numbers_fails_its_own_runs(tmp_path: Path) -> None:
     """One that is spoilt from the start, and one where it shows in training."""
