@@ -34,6 +34,18 @@ class AtMost:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """A value that came later and has the identity of another: `Alias("auto", 16)`.
+
+    What runs made with the other are found again when a default becomes the new one, of which the
+    other is a case. Which case it is, the device decides, and a run's log says.
+    """
+
+    value: str
+    of: bool | int | float | str
+
+
+@dataclass(frozen=True)
 class Code:
     """What the option holds is run, or says how: from a folder it needs the user's word."""
 

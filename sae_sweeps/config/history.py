@@ -3,8 +3,9 @@
 A stored config is upgraded when it is read: what has moved since gets its present place, an option
 that did not exist yet the value of its birth (see `marks.Birth`). Identities go the other way: the
 canonical tree is the one that the first version would have written, plus those later options that
-are not what they were born as. So an option, a group or a section can be added, and every run that
-was ever trained is still found; and what the defaults are plays no part.
+are not what they were born as; a later value may count as an earlier one (see `marks.Alias`). So an
+option, a group or a section can be added, and every run that was ever trained is still found; and
+what the defaults are plays no part.
 """
 
 import re
@@ -17,7 +18,7 @@ from typing import Any
 from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.config.options import ROOT, SECTIONS
 from sae_sweeps.config.signature import NUMERICS, TARGET, numerics, signature
-from sae_sweeps.marks import Birth
+from sae_sweeps.marks import Alias, Birth
 
 MOVED = {
     "training.lr": "optimizer.lr",
@@ -76,6 +77,9 @@ def canonical(given: Mapping[str, Any], keep: Collection[str] = ()) -> Config:
             # Of a config that is not resolved yet, a share is told by its text.
             if name in node and node[name] in (birth.value, _resolved(birth, config)):
                 del node[name]
+        for name, alias in marked.aliases.items():
+            if node.get(name) == alias.value:
+                node[name] = alias.of
     _move_back(config)
     for group, target in BIRTHS.items():
         if config.get(group) == {TARGET: target}:
@@ -139,10 +143,11 @@ class Marked:
     """A class's options that are marked, by name."""
 
     births: Mapping[str, Birth]
+    aliases: Mapping[str, Alias]
     idle: frozenset[str]
 
 
-NOTHING = Marked({}, frozenset())
+NOTHING = Marked({}, {}, frozenset())
 
 
 @cache
@@ -153,7 +158,10 @@ def _marked(target: str) -> Marked:
     except LookupError:
         return NOTHING
     births = {name: option.birth for name, option in options.items() if option.birth}
-    return Marked(births, frozenset(name for name, option in options.items() if option.idle))
+    aliases = {name: option.alias for name, option in options.items() if option.alias}
+    return Marked(
+        births, aliases, frozenset(name for name, option in options.items() if option.idle)
+    )
 
 
 def _resolved(birth: Birth, config: Config) -> Any:

@@ -16,14 +16,16 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from sae_sweeps.config.source import definition
 from sae_sweeps.errors import ConfigError, one_line
-from sae_sweeps.marks import AtMost, Birth, Code, Idle
+from sae_sweeps.marks import Alias, AtMost, Birth, Code, Idle
 
 TARGET, NUMERICS = "_target_", "_numerics_"
 """A node's class, and the number of its algorithm where that is not 1."""
 NO_OPTIONS = (TARGET, NUMERICS)
 BOUNDS: dict[type, str] = {Gt: "gt", Ge: "ge", Lt: "lt", Le: "le"}
 """The bounds of annotated-types, and where each has its number."""
-MARKS: dict[str, type] = {mark.__name__: mark for mark in (*BOUNDS, AtMost, Birth, Code, Idle)}
+MARKS: dict[str, type] = {
+    mark.__name__: mark for mark in (*BOUNDS, Alias, AtMost, Birth, Code, Idle)
+}
 
 
 def build(node: Mapping[str, Any], *runtime: Any) -> Any:
@@ -56,6 +58,11 @@ class Option:
     def birth(self) -> Birth | None:
         """The value that stands for its absence; None for options of the first version."""
         return next((mark for mark in self.marks if isinstance(mark, Birth)), None)
+
+    @property
+    def alias(self) -> Alias | None:
+        """The value that counts as another in identities; None: every value is its own."""
+        return next((mark for mark in self.marks if isinstance(mark, Alias)), None)
 
     @property
     def bounds(self) -> dict[type, int | float]:

@@ -38,5 +38,5 @@ def places(mask: Bool[Tensor, " n"], count: HostNumber) -> Int[Tensor, " true"]:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor`, which is on the host, on a device, for which the host does not wait."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -10,8 +10,10 @@ from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_sweeps.engine.device import looks_whole
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
+from sae_sweeps.marks import Alias
 from sae_sweeps.system import interrupt
 from sae_sweeps.target_model.loading import Loader, dtype_for, is_slow
 from sae_sweeps.target_model.passes import Visit
@@ -20,6 +22,10 @@ log = logging.getLogger("sae_sweeps.target_model")
 
 MIN_CONTEXT = 3
 """BOS, a token to splice at, and one to predict from it"""
+FEW_ROWS = 16
+"""Token rows of a pass that keep a CPU busy"""
+MANY_TOKENS = 2**15
+"""Tokens of a pass that keep an accelerator busy: with fewer it waits for its host (estimated)"""
 KEPT_BYTES = 2**29
 """Clean log probabilities of held-out tokens that are kept, since every run asks for them"""
 
@@ -48,10 +54,9 @@ class TransformerLens(TargetModel):
         revision: str | None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"],
         compatibility_mode: bool,
-        rows_per_forward: Annotated[int, Ge(1)],
+        rows_per_forward: Annotated[int | Literal["auto"], Ge(1), Alias("auto", 16)],
     ) -> None:
-        self.device, self.rows_at_once = device, rows_per_forward
-        self.rows_per_forward = rows_per_forward
+        self.device = device
         loader = Loader(model, revision, device, dtype_for(dtype, device))
         if is_slow(loader.dtype, device):
             text = "target_model.dtype is %r: 100 times slower on this CPU than bfloat16 or float32"
@@ -65,7 +70,11 @@ class TransformerLens(TargetModel):
         self.tokens = {split: data.rows(split, tokenizer) for split in splits}
         for tokens in self.tokens.values():
             _check_fit(tokens, loader.config.get_text_config())
-        self.tokens_per_row = self.tokens["train"].shape[1] - 1
+        seq = self.tokens["train"].shape[1]
+        self.tokens_per_row = seq - 1
+        self.rows_at_once = rows_of_a_pass(rows_per_forward, seq, device)
+        # With logits of the whole vocabulary, of which an accelerator has enough to do sooner.
+        self.rows_with_logits = FEW_ROWS if rows_per_forward == "auto" else rows_per_forward
         self._clean: dict[tuple[int, ...], Tensor] = {}
         self.description = {
             "model_name": model,
@@ -117,7 +126,7 @@ class TransformerLens(TargetModel):
         self, hooks: Sequence[str], split: Split, rows: Int[Tensor, " rows"]
     ) -> list[Float[Tensor, "tokens d_in"]]:
         parts: list[list[Tensor]] = []
-        for tokens in self.tokens[split][rows].split(self.rows_per_forward):
+        for tokens in self.tokens[split][rows].split(self.rows_at_once):
             interrupt.check()
             seen = self.passes.activations(tokens.to(self.device), hooks)
             parts.append([seen[hook][:, 1:].flatten(0, 1).float() for hook in hooks])
@@ -127,7 +136,7 @@ class TransformerLens(TargetModel):
         self, split: Split, rows: Int[Tensor, " rows"], splice: Splice
     ) -> SplicedLosses:
         """As in the interface; the BOS position stays clean, and so its prediction is left out."""
-        parts = [self._losses(split, part, splice) for part in rows.split(self.rows_per_forward)]
+        parts = [self._losses(split, part, splice) for part in rows.split(self.rows_with_logits)]
         return SplicedLosses(*(torch.cat(losses) for losses in zip(*parts, strict=True)))
 
     def _losses(
@@ -173,6 +182,13 @@ class TransformerLens(TargetModel):
     ) -> Float[Tensor, "rows targets vocabulary"]:
         """Logits of what can be lost by a splice: BOS and the last position are left out."""
         return self.passes.logits(tokens, visit)[:, 1:-1]
+
+
+def rows_of_a_pass(given: int | Literal["auto"], seq: int, device: torch.device) -> int:
+    """How many rows of `seq` tokens one forward pass takes; `auto` goes by the device."""
+    if given != "auto":
+        return given
+    return max(FEW_ROWS, MANY_TOKENS // seq) if looks_whole(device) else FEW_ROWS
 
 
 def _check_fit(tokens: Rows, config: object) -> None:

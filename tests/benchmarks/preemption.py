@@ -77,7 +77,7 @@ def meet(slurm: Slurm, trigger: Trigger, home: Path, expected: dict[str, Any]) -
     watch = Watch(folders)
     watch.start()
     for folder in folders:
-        trigger.ready(folder)
+        trigger.ready(slurm, folder)
     before = [tokens(watch, folder) for folder in folders]
     gone = disturb(slurm, trigger, folders)
     until(lambda: all(is_over(slurm, folder) for folder in folders), trigger.name, 600, 0.5)

@@ -69,18 +69,18 @@ def all_jobs(folders: Sequence[Path]) -> list[str]:
     return [job for folder in folders for job in jobs(folder)]
 
 
-def in_training(folder: Path) -> None:
+def in_training(slurm: Slurm, folder: Path) -> None:
     """Wait until some tokens are behind."""
-    wait_for_tokens(folder, DISTURBED_AT)
+    wait_for_tokens(slurm, folder, DISTURBED_AT)
 
 
-def in_evaluation(folder: Path) -> None:
+def in_evaluation(slurm: Slurm, folder: Path) -> None:
     """Wait until training is over, and a second more."""
-    wait_for_tokens(folder, 32_768)
+    wait_for_tokens(slurm, folder, 32_768)
     time.sleep(1)
 
 
-def in_harvest(folder: Path) -> None:
+def in_harvest(_: Slurm, folder: Path) -> None:
     """Wait until all is ready, and a second more: the first chunk takes ten times as long."""
     logs = lambda: [log.read_text() for log in folder.glob("runs/*/run.log")]  # noqa: E731
     until(lambda: sum(" training " in log for log in logs()) == 2, "the harvest", 120)
@@ -98,7 +98,7 @@ class Trigger:
     """What the stock launcher makes of it."""
     words: tuple[str, ...] = ()
     length: tuple[str, ...] = SHORT
-    ready: Callable[[Path], None] = in_training
+    ready: Callable[[Slurm, Path], None] = in_training
     user_signal: bool = False
     """Whether the cluster sends SIGUSR2 before it preempts."""
 

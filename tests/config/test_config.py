@@ -352,6 +352,14 @@ def test_a_stream_is_shared_by_what_reads_the_same_batches() -> None:
         assert stream_identity(RunConfig.of(config(word))) != base
 
 
+def test_what_a_default_was_before_it_became_auto_is_the_same_run() -> None:
+    def known(rows: int | str) -> tuple[str, str]:
+        made = RunConfig.of(config(f"target_model.rows_per_forward={rows}"))
+        return identity(made), stream_identity(made)
+
+    assert known("auto") == known(16) != known(32)
+
+
 def test_the_resolver_names_the_run_as_the_launcher_does() -> None:
     cfg = composed("method=gated", "k=4", "tracking=off", "name=x")
     choices = dict(cfg.hydra.runtime.choices)

@@ -38,7 +38,7 @@ from sae_sweeps.record.result import Result
 from sae_sweeps.target_model import judging, loading, transformer_lens
 from sae_sweeps.target_model.activations import Activations
 from sae_sweeps.target_model.passes import Bridged, Passes
-from sae_sweeps.target_model.transformer_lens import TransformerLens
+from sae_sweeps.target_model.transformer_lens import TransformerLens, rows_of_a_pass
 from tests.support.launches import Launches, launches
 from tests.support.places import ROOT
 from tests.support.small import small_run, train
@@ -230,13 +230,20 @@ def test_hooks_inside_a_layer_work(data: Embedded, reference: PreTrainedModel) -
         assert_close(acts, expected[name][:, 1:].flatten(0, 1))
 
 
-@pytest.mark.parametrize("rows_per_forward", [1, 5, 100])
+@pytest.mark.parametrize("rows_per_forward", [1, 5, 100, "auto"])
 def test_the_size_of_a_forward_pass_changes_nothing(
-    data: Embedded, embedded_target: TransformerLens, rows_per_forward: int
+    data: Embedded, embedded_target: TransformerLens, rows_per_forward: int | str
 ) -> None:
     made = target(data, rows_per_forward=rows_per_forward)
     expected = embedded_target.activations("held_out", ROWS)
     assert_close(made.activations("held_out", ROWS), expected)
+
+
+def test_an_accelerator_is_given_many_rows_at_once() -> None:
+    gpu = torch.device("cuda")
+    assert rows_of_a_pass("auto", 128, CPU) == 16
+    assert [rows_of_a_pass("auto", seq, gpu) for seq in (128, 1024, 65_536)] == [256, 32, 16]
+    assert rows_of_a_pass(5, 128, CPU) == rows_of_a_pass(5, 128, gpu) == 5
 
 
 def test_it_says_what_it_is(embedded_target: TransformerLens) -> None:
