@@ -34,6 +34,7 @@ from sae_sweeps.training.evaluation import evaluate
 from sae_sweeps.training.fine_tuner import FineTuner
 from sae_sweeps.training.listener import Listener
 from sae_sweeps.training.measurement import with_figures
+from sae_sweeps.training.saving import Saving
 from sae_sweeps.training.trainer import new_trainer
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,11 @@ class Member:
         self.fine_tuner = FineTuner(self.trainer, self.fine_tune, stream)
         self.outcome: Result | Exception | None = None
         self.last_row: dict[str, float] = {}
-        self.row_tokens = self.saved_tokens = 0
+        self.row_tokens = 0
         self.files = run.files
         self.lock = FileLock(self.files.lock)
         self.log = logging.getLogger(f"sae_sweeps.runs.{run.name}")
+        self.saving = Saving(self.files, config.checkpoint_minutes, device, self.log)
 
     def open(self, tracking: Tracking) -> None:
         """Start the run's log, metrics and tracker, unless another process trains this run."""
@@ -126,7 +128,8 @@ class Member:
         for text in complaints:
             self.log.warning("%s", text)
         self.clock = Clock()
-        self.row_time = self.saved_time = time.monotonic()
+        self.row_time = time.monotonic()
+        self.saving.begin()
         if saved:
             self._resume(saved)
         else:
@@ -159,7 +162,7 @@ class Member:
         """Take the state over, and cut the rows that came after it."""
         snapshot.restore(self.trainer, self.fine_tuner, saved.tensors, saved.state)
         self.clock.resume(saved.state)
-        self.row_tokens = self.saved_tokens = self.trainer.tokens
+        self.row_tokens = self.saving.saved_tokens = self.trainer.tokens
         self.last_row = saved.state["last_row"]
         self.files.cut_rows(saved.tokens)
         self.display.resumed(self.index, saved.tokens)
@@ -177,7 +180,7 @@ class Member:
                 if start >= self.trainer.tokens and not self.trained:
                     with interrupt.postponed():  # half a step could not be saved
                         self._train(batch)
-                    self._save_if_due()
+                    self.saving.if_due(self._checkpoint)
                 start += len(batch)
             self.finish_if_trained()
         except Exception as error:
@@ -201,8 +204,9 @@ class Member:
     def leave(self) -> None:
         """Save what a signal interrupts, so that another attempt goes on from here."""
         try:
-            if self.trainer.tokens > self.saved_tokens:
-                self._save()
+            self.saving.settle()
+            if self.trainer.tokens > self.saving.saved_tokens:
+                self.saving.now(self._checkpoint())
         except Exception as error:
             self.log.error("no checkpoint could be written", exc_info=error)
         signum, seconds = interrupt.received() or (0, 0.0)
@@ -212,27 +216,16 @@ class Member:
         self.tracked.preempt()
         self.close_files()
 
-    def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_time < 60 * self.run.config.checkpoint_minutes:
-            return
-        try:
-            self._save()
-        except OSError as error:  # to go on without may cost some time, to give up costs the run
-            self.saved_time = time.monotonic()
-            self.log.warning("no checkpoint could be written, training goes on: %s", error)
-
-    def _save(self) -> None:
+    def _checkpoint(self) -> checkpoint.Checkpoint:
         tensors, numbers = snapshot.take(self.trainer, self.fine_tuner)
         state = numbers | self.clock.read() | {"last_row": self.last_row}
         state["computed"] = self._computed()
         self.rows.flush()
-        key = self._identity()
-        saved = checkpoint.Checkpoint(key, self.trainer.tokens, tensors, state)
-        checkpoint.save(self.files, saved)
-        self.saved_time, self.saved_tokens = time.monotonic(), self.trainer.tokens
+        return checkpoint.Checkpoint(self._identity(), self.trainer.tokens, tensors, state)
 
     def fail(self, error: Exception) -> None:
         """Record the traceback in the run's log and one line in `failed.json`."""
+        self.saving.settle()
         self.log.error("failed", exc_info=error)
         line = one_line(f"{type(error).__name__}: {error}")
         try:
@@ -298,6 +291,7 @@ class Member:
         if not results.write_saelens(self.run, sae, target, result.metrics):
             self.log.warning("SAELens has no layout for %s: sae/ is not written", self.run.label)
         self.log.info("finished: %s", json.dumps(result.metrics))
+        self.saving.settle()
         self.rows.flush()
         self.files.finish(result)
         checkpoint.clear(self.files)
@@ -309,7 +303,7 @@ class Member:
             return with_figures(result, self.measurement, sae, self.stream)
         except Exception:
             with suppress(OSError):
-                self._save()
+                self.saving.now(self._checkpoint())
             raise
 
     def _close(self, outcome: Result | Exception, result: Result | None) -> None:

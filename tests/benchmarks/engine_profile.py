@@ -153,7 +153,7 @@ def _overhead(case: dict[str, Any], method: str) -> dict[str, float]:
             ratios.append((between - began) / (after - between))
             bare.append((after - between) / case["chunk_batches"])
     began = time.process_time(), time.monotonic()
-    member._save()  # pyright: ignore[reportPrivateUsage]
+    member.saving.now(member._checkpoint())  # pyright: ignore[reportPrivateUsage]
     saving = time.process_time() - began[0], time.monotonic() - began[1]
     member.tracked.finish(None)
     member.close_files()
