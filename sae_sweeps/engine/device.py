@@ -1,6 +1,20 @@
 """How a device wants things computed: in one place, where tests can have a CPU compute likewise."""
 
+import os
+
 import torch
+
+SETTINGS = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # blocks of many sizes come and go
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same product in the same order each time
+}
+"""What CUDA is to be started with, unless the user says otherwise."""
+
+
+def settle() -> None:
+    """Set what has to be set before a device is first used."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def looks_whole(device: torch.device) -> bool:

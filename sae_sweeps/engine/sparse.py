@@ -15,6 +15,12 @@ from torch.nn import functional as F
 
 from sae_sweeps.engine.gemm import matmul, rounded
 
+with warnings.catch_warnings():
+    # PyTorch says it once, here: in a step the filter of one thread would be undone by another.
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+    zero, none = torch.tensor([0]), torch.tensor([], dtype=torch.int64)
+    torch.sparse_csr_tensor(zero, none, [], (0, 0), check_invariants=False)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -81,15 +87,13 @@ def products(
     """left @ right.T: of each pair, or the matrix."""
     if pairs is None:
         return matmul(left, rounded(right).T)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        zeros = torch.sparse_csr_tensor(
-            pairs.token_starts,
-            pairs.latents,
-            left.new_zeros(len(pairs.flat)),
-            size=pairs.shape,
-            check_invariants=False,
-        )
+    zeros = torch.sparse_csr_tensor(
+        pairs.token_starts,
+        pairs.latents,
+        left.new_zeros(len(pairs.flat)),
+        size=pairs.shape,
+        check_invariants=False,
+    )
     return torch.sparse.sampled_addmm(zeros, left, right.T, beta=0.0).values()
 
 

@@ -127,6 +127,9 @@ def reach_device(name: str) -> None:
     """Refuse a device that this machine does not have."""
     import torch
 
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) < torch.cuda.device_count():
+        return  # to try would have this process hold a context, half a GB, on a GPU of others
     try:
         torch.empty(1, device=None if name == "auto" else name)
     except Exception as error:  # torch has a type of its own for each kind of device

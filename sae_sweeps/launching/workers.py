@@ -128,8 +128,7 @@ class _Workers:
                     command, env=os.environ | own, stdin=subprocess.PIPE, stdout=out, stderr=out
                 )
             self.running.add(process)
-            if device is None:
-                self._share_cores(process.pid, index)
+            self._share_cores(process.pid, index)
             return process
 
     def _share_cores(self, pid: int, index: int) -> None:

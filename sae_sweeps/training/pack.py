@@ -11,7 +11,7 @@ import torch
 
 from sae_sweeps.config.history import outdated
 from sae_sweeps.engine import gemm
-from sae_sweeps.engine.device import looks_whole
+from sae_sweeps.engine.device import looks_whole, settle
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Measurement
 from sae_sweeps.record.result import Result
@@ -44,6 +44,7 @@ def load(train: Sequence[Run], measure: Sequence[Run], display: Listener) -> "Pa
     """
     display.stage("loading the target model")
     config = [*train, *measure][0].config
+    settle()
     device = pick_device(config.device)
     torch.set_num_threads(config.threads)
     gemm.keep_memory()

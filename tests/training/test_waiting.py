@@ -2,7 +2,7 @@
 
 On the meta device tensors have shapes and no values: whatever would need a value on the host, a
 number of pairs or a comparison, cannot run there. Such a tensor is not on the CPU, so that a step
-goes the way of accelerators.
+goes the way of accelerators. What CUDA alone does is looked at in tests/gpu.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_sweeps.engine import sparse
 from sae_sweeps.engine.acts import MAX_LISTED
+from sae_sweeps.engine.host import HostNumber
 from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Progress, Step
 from sae_sweeps.training.member import new_sae
@@ -39,6 +40,8 @@ def no_kernels_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return products(None, left, right) if pairs is None else left.new_empty(len(pairs.flat))
 
     monkeypatch.setattr(sparse, "products", shaped)
+    # Asked for before it is needed, so not waited for: no latent is concerned.
+    monkeypatch.setattr(HostNumber, "get", Mock(return_value=0))
     monkeypatch.setattr("sae_sweeps.optimizer.adam.adam", Mock())
     off = partial(torch.autocast, "cpu", enabled=False)
     monkeypatch.setattr(torch, "autocast", Mock(side_effect=iter(off, None)))
