@@ -74,6 +74,8 @@ class RootOptions:
     """CPU threads of one run; the runs of a pack train side by side on the cores there are."""
     engine: Annotated[Literal["auto", "sparse", "dense"], Idle()]
     """How products with activations are computed; `auto` goes by density, width and device."""
+    deterministic: Annotated[bool, Idle(), Birth(False)]
+    """Refuse operators that may add in another order each time, on accelerators."""
     checkpoint_minutes: Annotated[float, Idle(), Ge(0)]
     """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
     force: Annotated[bool, Idle()]

@@ -11,10 +11,17 @@ SETTINGS = {
 """What CUDA is to be started with, unless the user says otherwise."""
 
 
-def settle() -> None:
-    """Set what has to be set before a device is first used."""
+def settle(deterministic: bool) -> None:
+    """Set what has to be set before a device is first used.
+
+    Args:
+        deterministic: have PyTorch refuse, by RuntimeError, operators that are not.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing here reads memory that it has not written, which else would be filled each time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
 
 
 def looks_whole(device: torch.device) -> bool:

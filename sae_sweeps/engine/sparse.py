@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
+from sae_sweeps.engine import device
 from sae_sweeps.engine.gemm import matmul, rounded
 
 with warnings.catch_warnings():
@@ -102,6 +103,11 @@ def per_latent(pairs: Pairs | None, values: Tensor, d_sae: int) -> Num[Tensor, "
     if pairs is None:
         return values.sum(0)
     values = values.long() if values.dtype == torch.bool else values
+    if values.is_floating_point() and device.has_fused_kernels(values.device):
+        # CUDA's index_add adds floats in the order in which they happen to come.
+        order, _, starts = pairs.by_latent
+        sorted_values = values.index_select(0, order)
+        return torch.segment_reduce(sorted_values, "sum", offsets=starts, unsafe=True)
     return values.new_zeros(d_sae).index_add(0, pairs.latents, values)
 
 

@@ -150,12 +150,15 @@ class Member:
     def _computed(self) -> dict[str, Any]:
         """What else than options rules a run's numbers, or their rounding."""
         target = self.stream.target
+        own = target.device.type
         return {
-            "device": target.device.type,
+            "device": own,
             "model_dtype": target.description.get("model_dtype"),
             "gemm": gemm.backend(target.device),
             "precision": "bfloat16" if self.trainer.bfloat16 else "float32",
             "sparse_up_to": self.trainer.sae.max_listed,
+            # With other instructions a CPU adds in another order.
+            "cpu": torch.backends.cpu.get_cpu_capability() if own == "cpu" else None,
         }
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
@@ -167,9 +170,11 @@ class Member:
         self.files.cut_rows(saved.tokens)
         self.display.resumed(self.index, saved.tokens)
         self.log.info("resumed at %d tokens", saved.tokens)
-        if (before := saved.state["computed"]) != self._computed():
+        before, now = saved.state["computed"], self._computed()
+        # Checkpoints of earlier versions do not tell all of it.
+        if any(now[name] != value for name, value in before.items()):
             text = "computed with %s before, now with %s: weights are not what they would be"
-            self.log.warning(text, before, self._computed())
+            self.log.warning(text, before, now)
 
     def advance(self, chunk: Float[Tensor, "chunk d_in"], start: int) -> None:
         """Train on one chunk, whose first token is number `start`; at the last one, finish."""

@@ -1,5 +1,6 @@
 """The pack: runs that share a pass over a target model, whose hooks may differ."""
 
+import logging
 import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,8 @@ from sae_sweeps.training.measurement import new_measurement
 from sae_sweeps.training.member import Member
 from sae_sweeps.training.remeasure import remeasured
 
+logger = logging.getLogger(__name__)
+
 Outcome = Result | Exception
 """What became of a run: its result, or why there is none."""
 Begin = Callable[[int, list[Stream]], Chunks | Coming]
@@ -44,8 +47,10 @@ def load(train: Sequence[Run], measure: Sequence[Run], display: Listener) -> "Pa
     """
     display.stage("loading the target model")
     config = [*train, *measure][0].config
-    settle()
+    settle(config.deterministic)
     device = pick_device(config.device)
+    if device.type == "cuda" and config.training.precision == "float32":
+        logger.warning("training.precision=float32: products take 15 times as long as in bfloat16")
     torch.set_num_threads(config.threads)
     gemm.keep_memory()
     at_once = workers(device, config.threads)

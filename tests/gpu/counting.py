@@ -77,6 +77,8 @@ class Asked(TorchDispatchMode):
         self.operators = Counter[str]()
         self.us = defaultdict[str, float](float)
         self.waits = list[str]()
+        self.in_any_order = set[str]()
+        """Where CUDA adds floats in an order that differs from time to time."""
         self.live = self.peak = 0
         self.found = found
         self._storages = set[int]()
@@ -146,6 +148,9 @@ class Asked(TorchDispatchMode):
         if len(devices) > 1 and name in COPIES and not any(map(is_pinned, call.ins)):
             self.waits.append(f"{where()}: a copy between host and device")
         self.operators[name] += 1
+        floats = any(t.is_floating_point() for t in call.outs or call.ins[:1])
+        if floats and adds_in_any_order(call):
+            self.in_any_order.add(f"{where()}: {name}")
         cost = COSTS.get(name) or COSTS.get(name.removesuffix("_"), streamed)
         self.us[name] += 1e6 * cost(call)
 
@@ -163,6 +168,25 @@ class Call(NamedTuple):
     outs: list[Tensor]
     args: tuple[Any, ...]
     options: dict[str, Any]
+
+
+ATOMIC = frozenset(
+    {
+        *("index_add", "index_reduce", "scatter_add", "put", "cumsum", "histc", "bincount"),
+        *("_embedding_bag_dense_backward", "embedding_dense_backward"),
+    }
+)
+"""Operators whose kernels add atomically, or in blocks that end in any order."""
+
+
+def adds_in_any_order(call: "Call") -> bool:
+    """As the documentation of `torch.use_deterministic_algorithms` has it."""
+    name = call.name.removesuffix("_")
+    if name in ("index_put", "_index_put_impl"):
+        return bool(call.options.get("accumulate") or (len(call.args) > 3 and call.args[3]))
+    if name == "scatter_reduce":
+        return call.args[4] in ("sum", "mean", "prod")
+    return name in ATOMIC
 
 
 # --- What a call costs, in seconds ---------------------------------------------------------

@@ -129,6 +129,7 @@ def row(size: Size, words: list[str], wanted: bool = False) -> dict[str, Any]:
         "words": words,
         "operators": asked.operators.total(),
         "waits": asked.waits,
+        "in_any_order": sorted(asked.in_any_order),
         "gpu_ms": asked.gpu_ms,
         "ms": asked.ms,
         "peak_bytes": asked.peak,

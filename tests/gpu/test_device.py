@@ -2,17 +2,20 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sae_sweeps.engine.sparse import Pairs, per_latent
 from sae_sweeps.optimizer.adam import Adam
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer, projected
 from tests.support.small import small_run
 
+from .counting import Call, adds_in_any_order
 from .emulated import LENGTH, METHODS, compared
 
 as_on_cuda = patch("sae_sweeps.engine.device.has_fused_kernels", return_value=True)
@@ -32,6 +35,40 @@ def test_the_kernel_projects(shape: tuple[int, int]) -> None:
         found = projected(grads.clone(), nn.Parameter(rows))
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(projected(grads.clone(), rows), found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_latent_s_sum_is_made_in_one_order() -> None:
+    """The densest latent has most pairs, some have none; integers are exact in any order."""
+    chosen = drawn(200, 50).sigmoid() < torch.linspace(0, 1, 50)
+    pairs = Pairs((200, 50), chosen.flatten().nonzero().squeeze(1))
+    values = drawn(len(pairs.flat))
+    wanted = per_latent(pairs, values.double(), 50)
+    with as_on_cuda, patch("torch.Tensor.index_add") as unordered:
+        found = per_latent(pairs, values, 50)
+        assert not unordered.called
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    counts = chosen.sum(0)
+    with as_on_cuda:
+        assert per_latent(pairs, torch.ones_like(values, dtype=torch.bool), 50).equal(counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options", "expected"),
+    [
+        ("index_add", (), {}, True),
+        ("index_add_", (), {}, True),
+        ("index_select", (), {}, False),
+        ("index_put", (0, 1, 2), {}, False),
+        ("index_put", (0, 1, 2, True), {}, True),
+        ("index_put_", (0, 1, 2), {"accumulate": True}, True),
+        ("scatter_reduce", (0, 0, 1, 2, "amin"), {}, False),
+        ("scatter_reduce", (0, 0, 1, 2, "sum"), {}, True),
+    ],
+)
+def test_what_adds_in_any_order_is_known(
+    name: str, args: tuple[Any, ...], options: dict[str, Any], expected: bool
+) -> None:
+    assert adds_in_any_order(Call(name, [], [], args, options)) == expected
 
 
 @pytest.mark.parametrize("longest", [0.5, 1e9])

@@ -96,6 +96,13 @@ def test_every_pair_of_variants_trains_and_is_measured(variants: list[dict[str, 
     assert not [found["refused"] for found in variants if "refused" in found]
 
 
+def test_floats_are_added_in_one_order(
+    variants: list[dict[str, Any]], as_configured: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    rows = [*variants, *as_configured.values()]
+    assert [row["in_any_order"] for row in rows if row["in_any_order"]] == []
+
+
 def test_variants_wait_only_where_a_penalty_s_pairs_are_counted(
     variants: list[dict[str, Any]],
 ) -> None:

@@ -51,7 +51,7 @@ def tried(words: list[str]) -> dict[str, Any]:
             x = torch.randn(SMALL.batch, SMALL.d_in, device=GPU)
             with Asked() as asked:
                 trainer.step(x, wanted=False)
-                waits = list(asked.waits)
+                waits, in_any_order = list(asked.waits), sorted(asked.in_any_order)
                 trainer.step(x, wanted=True)
                 for mode in (False, True):
                     zero = torch.zeros(SMALL.d_in, device=GPU)
@@ -63,7 +63,7 @@ def tried(words: list[str]) -> dict[str, Any]:
         return {"words": words, "refused": str(refused)}
     except Exception:
         return {"words": words, "failed": traceback.format_exc()}
-    return {"words": words, "waits": waits}
+    return {"words": words, "waits": waits, "in_any_order": in_any_order}
 
 
 def main() -> None:

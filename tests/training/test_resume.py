@@ -229,6 +229,41 @@ def test_text_that_changed_is_trained_on_from_the_start(
     assert weights[0]["W_enc"].ne(left_behind(again)[0]["W_enc"]).any()
 
 
+@pytest.mark.parametrize(("cpu", "told"), [("AVX2 of old", True), (None, False)])
+def test_a_run_resumed_on_another_cpu_says_so(cpu: str | None, told: bool, tmp_path: Path) -> None:
+    """Of a checkpoint that does not say on which kind of CPU it was made nothing is known."""
+    run = small_run(tmp_path, *PACK["topk"], *MEASURED, OFTEN)
+    with pytest.raises(Interrupted):
+        train_pack([run], Interrupting(0, 3))
+    saved = latest(run.files, identity_of(run))
+    assert saved is not None
+    assert saved.state["computed"].pop("cpu") == torch.backends.cpu.get_cpu_capability()
+    if cpu is not None:
+        saved.state["computed"]["cpu"] = cpu
+    save(run.files, saved)
+    assert isinstance(train(run)[0], Result)
+    log = (run.folder / "run.log").read_text()
+    assert "resumed at" in log and ("weights are not what they would be" in log) == told
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_operators_without_an_order_are_refused_where_it_is_asked_for(
+    deterministic: bool, tmp_path: Path
+) -> None:
+    run, other = (
+        small_run(tmp_path / name, *PACK["topk"], *MEASURED, f"deterministic={word}")
+        for name, word in (("run", deterministic), ("other", False))
+    )
+    assert identity(run.config) == identity(other.config)
+    try:
+        assert isinstance(train(run)[0], Result)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        assert isinstance(train(other)[0], Result)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same(run, other)
+
+
 def test_a_resumed_run_says_that_it_computes_otherwise(tmp_path: Path) -> None:
     run = small_run(tmp_path, *PACK["topk"], *MEASURED, OFTEN)
     with pytest.raises(Interrupted):
