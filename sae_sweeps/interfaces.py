@@ -1,7 +1,8 @@
 """What the parts of a run agree on: the step's record and the groups' abstract classes.
 
 A variant's options are the keyword-only parameters of its constructor. What they must keep to
-among each other a static method `rules` may say (see `config.source.own_rules`).
+among each other a static method `rules` may say, and what memory an architecture takes another,
+`matrices` (see `config.source.own_static`).
 
 Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d_sae` latents,
 `n` listed activations, `rows`/`seq` token rows and their length.
@@ -17,9 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor, nn
 
-from sae_sweeps.engine.acts import MAX_LISTED, Selection, SparseActs
+from sae_sweeps.engine.acts import Selection, SparseActs
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.concerned import Concerned
+from sae_sweeps.engine.listing import MAX_LISTED
 from sae_sweeps.engine.pre_acts import PreActs
 from sae_sweeps.measures import Measure
 

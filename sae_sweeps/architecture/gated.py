@@ -1,6 +1,7 @@
 """Gated: one path decides which latents are active, a tied one how strongly (arXiv 2404.16014)."""
 
-from typing import Annotated, Literal, final
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, final
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -51,6 +52,15 @@ class Gated(Architecture):
         budgeted = allocator.sets_budget
         coefficient = Coefficient(l1_coef, target_l0, budgeted, coef_warmup_tokens)
         self.sparsity = SparsityPenalty(coefficient, p, p_start_tokens, p_end_tokens, p_steps)
+
+    @staticmethod
+    def matrices(config: Mapping[str, Any], listed: bool) -> float:
+        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
+        if listed:
+            return 0.9
+        if "k" in config["allocator"]:
+            return 8.2
+        return 12.2 if config["architecture"]["p"] < 1 else 7.4
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)

@@ -98,6 +98,11 @@ class Matryoshka(ReLU):
                 "expected at most d_sae of them."
             )
 
+    @staticmethod
+    def matrices(config: Mapping[str, Any], listed: bool) -> float:
+        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
+        return 1.2 if listed else 7.1 if "k" in config["allocator"] else 5.8
+
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         prefixes = prefix_recons(step.acts, self.W_dec, self.ends, self.borders)[:, :-1]
         errors = (step.x - self.b_dec)[:, None] - prefixes

@@ -1,6 +1,7 @@
 """ReLU with an L1 penalty (arXiv 2309.08600), and the carrier of every allocator."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -49,6 +50,16 @@ class ReLU(Architecture):
         budgeted = allocator.sets_budget
         coefficient = Coefficient(l1_coef, target_l0, budgeted, coef_warmup_tokens)
         self.sparsity = SparsityPenalty(coefficient, p, p_start_tokens, p_end_tokens, p_steps)
+
+    @staticmethod
+    def matrices(config: Mapping[str, Any], listed: bool) -> float:
+        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
+        node = config["architecture"]
+        if listed:
+            return 0.9 if node["unit_norm"] else 1.6
+        if "k" in config["allocator"]:
+            return 5.7
+        return 10.3 if node["p"] < 1 else 4.5 if node["unit_norm"] else 5.7
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)

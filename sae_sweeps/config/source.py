@@ -26,19 +26,24 @@ def definition(target: str) -> ast.ClassDef | ast.FunctionDef:
 
 @cache
 def own_rules(target: str) -> Rules | None:
-    """Return the static method `rules` of a class, if it has one; its module is not imported.
+    """Return the static method `rules` of a class, if it has one: what options must keep to."""
+    return own_static(target, "rules")
+
+
+def own_static(target: str, name: str) -> Callable[..., Any] | None:
+    """Return a static method of a class, if it has one; its module is not imported.
 
     The function is compiled alone: of its module's names it knows none, and imports in its body
     what it needs, from modules that do without torch. Its annotations are not evaluated. Like
-    options, rules count in the class itself: nothing is inherited.
+    options, it counts in the class itself: nothing is inherited.
     """
     module, node = _found(target)
     for part in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(part, ast.FunctionDef) and part.name == "rules" and _is_static(part):
+        if isinstance(part, ast.FunctionDef) and part.name == name and _is_static(part):
             alone, names = ast.Module([part], type_ignores=[]), dict[str, Any](__name__=module)
             later = __future__.annotations.compiler_flag
             exec(compile(alone, str(source_of(module)), "exec", later, dont_inherit=True), names)
-            return names["rules"]
+            return names[name]
     return None
 
 

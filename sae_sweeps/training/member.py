@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_sweeps.config.options import RunConfig
 from sae_sweeps.config.signature import build
 from sae_sweeps.engine import gemm
-from sae_sweeps.engine.acts import max_listed
+from sae_sweeps.engine.listing import max_listed
 from sae_sweeps.errors import ConfigError, one_line, without_frames
 from sae_sweeps.interfaces import Architecture, FineTune, Measurement
 from sae_sweeps.record import checkpoint
@@ -50,7 +50,7 @@ def new_sae(config: RunConfig, d_in: int, device: torch.device = CPU) -> Archite
     """The SAE that a run's config describes, weights yet to be drawn, to be moved to `device`."""
     d_sae, nodes = config.d_sae, config.nodes
     sae: Architecture = build(nodes["architecture"], d_in, d_sae, build(nodes["allocator"], d_sae))
-    sae.max_listed = max_listed(config.engine, device, d_sae)
+    sae.max_listed = max_listed(config.engine, device.type, d_sae)
     return sae
 
 

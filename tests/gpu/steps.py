@@ -9,9 +9,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from sae_sweeps.allocator.feature_choice import FeatureChoice
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.engine import columns, concerned, host, sparse
 from sae_sweeps.engine.host import HostNumber
 from sae_sweeps.engine.sparse import Pairs
+from sae_sweeps.launching.memory import of_run
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
 from tests.support.small import small_run
@@ -90,8 +92,8 @@ def on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def trainer_on(device: torch.device, size: Size, *words: str) -> Trainer:
-    """The trainer of the run that `words` describe, on fake tensors."""
+def config_of(size: Size, *words: str) -> RunConfig:
+    """The config of the run that `words` describe."""
     options = {
         "d_sae": size.d_sae,
         "k": size.k,
@@ -102,7 +104,12 @@ def trainer_on(device: torch.device, size: Size, *words: str) -> Trainer:
         "stream.repeat": True,
     }
     given = [f"{name}={value}" for name, value in options.items()]
-    config = small_run(Path("unused"), *given, *words).config
+    return small_run(Path("unused"), *given, *words).config
+
+
+def trainer_on(device: torch.device, size: Size, *words: str) -> Trainer:
+    """The trainer of the run that `words` describe, on fake tensors."""
+    config = config_of(size, *words)
     sae = new_sae(config, size.d_in, device)
     return new_trainer(config, sae.to(device))
 
@@ -122,7 +129,7 @@ def counted(size: Size, *words: str, wanted: bool = False) -> Asked:
 
 def row(size: Size, words: list[str], wanted: bool = False) -> dict[str, Any]:
     """The figures of a step."""
-    asked = counted(size, *words, wanted=wanted)
+    asked, memory = counted(size, *words, wanted=wanted), of_run(config_of(size, *words), size.d_in)
     return {
         "d_in": size.d_in,
         "d_sae": size.d_sae,
@@ -132,7 +139,8 @@ def row(size: Size, words: list[str], wanted: bool = False) -> dict[str, Any]:
         "in_any_order": sorted(asked.in_any_order),
         "gpu_ms": asked.gpu_ms,
         "ms": asked.ms,
-        "peak_bytes": asked.peak,
+        "peak_bytes": asked.peak + 12 * size.parameters,
+        "planned_bytes": memory.held + memory.step,
         "dearest": dict(sorted(asked.us.items(), key=lambda item: -item[1])[:8]),
         "most": dict(asked.operators.most_common(12)),
     }

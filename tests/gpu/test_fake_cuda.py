@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.places import CONF
+
 from .fake_cuda import ask, build
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fake_cuda")]
@@ -16,6 +18,7 @@ MOST_MS = {24_576: 2.5, 65_536: 11.1, 131_072: 33.0}
 """By the accounting of `counting`, for allocators with aux_k of which nothing is dead."""
 ALLOCATED = ("topk", "mutual_choice", "feature_choice")
 PENALISED = ("relu", "jumprelu", "gated")
+ARCHITECTURES = sorted(path.stem for path in (CONF / "architecture").glob("*.yaml"))
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +78,25 @@ def test_what_waits_is_counted(guard: Path) -> None:
     """Listing a penalty's pairs waits for their number: the counter sees it."""
     for row in steps(guard, "0", "relu", "engine=sparse").values():
         assert len(row["waits"]) == 4
+
+
+@pytest.mark.parametrize("method", [*ALLOCATED, *PENALISED])
+def test_memory_is_what_the_formula_says(
+    method: str, as_configured: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    for d_sae in MOST_MS:
+        row = as_configured[method, d_sae]
+        assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_memory_of_every_architecture_is_what_the_formula_says(
+    architecture: str, guard: Path
+) -> None:
+    """Alone, with an allocator, and with one whose pairs are not listed."""
+    for words in (["relu"], ["topk"], ["topk", "engine=dense"]):
+        for row in steps(guard, "0", *words, f"architecture={architecture}").values():
+            assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1), row["words"]
 
 
 # --- All variants --------------------------------------------------------------------------

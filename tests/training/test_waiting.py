@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.engine import sparse
-from sae_sweeps.engine.acts import MAX_LISTED
 from sae_sweeps.engine.host import HostNumber
+from sae_sweeps.engine.listing import MAX_LISTED
 from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Progress, Step
 from sae_sweeps.training.member import new_sae
