@@ -36,9 +36,12 @@ class PlanLauncher(ConfigLauncher):
 
     def __init__(self, **given: Any) -> None:
         """Take the options that the config states; raises ConfigError for a wrong one."""
-        plain = {name: _plain(value) for name, value in given.items()}
+        options = signature(self.schema)
+        # Sweeps launched before an option existed are retried without it.
+        born = {name: option.birth.value for name, option in options.items() if option.birth}
+        plain = born | {name: _plain(value) for name, value in given.items()}
         self.checked = check("hydra.launcher", {**plain, "_target_": self.schema})
-        for name, option in signature(self.schema).items():
+        for name, option in options.items():
             for complaint in out_of_range(f"hydra.launcher.{name}", self.checked[name], option):
                 raise ConfigError(complaint)
         self.given: Any = build(self.checked)

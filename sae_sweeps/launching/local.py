@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.launcher import PlanLauncher
+from sae_sweeps.launching.memory import fitting
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import left, renew_report, results, tell_end, tell_plan
 from sae_sweeps.launching.work import Outcome, Work, work
@@ -48,12 +49,14 @@ class Local(PlanLauncher):
         devices: list[str | None] = [None]
         if streams:
             from sae_sweeps.launching.workers import devices as reachable
+            from sae_sweeps.launching.workers import free_bytes
 
             device = plan.points[0].config.device
             reach_device(device)
             devices = reachable(device, self.given.workers)
-        if len(devices) > 1:
-            streams = divided(streams, -(-sum(map(len, streams)) // len(devices)))
+            if (room := free_bytes(devices)) is not None or len(devices) > 1:
+                at_most = -(-sum(map(len, streams)) // len(devices))
+                streams = divided(streams, at_most, fitting(room))
         writer = Writer(plan, streams, self.node)
         with writer.locked(), interrupt.listening():
             if not streams:

@@ -1,7 +1,7 @@
 """A plan's runs divided into packs, and packs frozen in files for the processes that take them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,24 @@ from sae_sweeps.record.run import Run
 from sae_sweeps.system import files
 
 
-def divided(passes: Sequence[list[Run]], at_most: int) -> list[list[Run]]:
-    """Divide the runs of each pass over a target model into packs of at most so many runs."""
+def divided(
+    passes: Sequence[list[Run]],
+    at_most: int,
+    fits: Callable[[Sequence[Run]], bool] = lambda _: True,
+) -> list[list[Run]]:
+    """Divide the runs of each pass over a target model into packs.
+
+    As few as there can be of at most so many runs each, which fit into a device's memory; a run
+    that does not even fit alone has a pack for itself.
+    """
     packs: list[list[Run]] = []
     for runs in passes:
-        count = -(-len(runs) // at_most)
-        streams = dict.fromkeys(stream_identity(run.config) for run in runs)
-        if len(streams) > 1:
-            packs += _near(runs, list(streams), count)
-        else:
-            packs += _even(runs, count, at_most)
+        streams = list(dict.fromkeys(stream_identity(run.config) for run in runs))
+        for count in range(-(-len(runs) // at_most), len(runs) + 1):
+            parts = _near(runs, streams, count) if streams[1:] else _even(runs, count, at_most)
+            if all(fits(part) for part in parts if len(part) > 1):
+                packs += parts
+                break
     return packs
 
 

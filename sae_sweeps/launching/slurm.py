@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
 from sae_sweeps.launching.launcher import PlanLauncher, Told
+from sae_sweeps.launching.memory import fitting
 from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
-from sae_sweeps.marks import Code
+from sae_sweeps.marks import Birth, Code
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.plan import Plan
 
@@ -42,6 +43,8 @@ class Options:
     """Per job."""
     memory: str | None
     """Per job, as `32G`."""
+    gpu_memory: Annotated[str | None, Birth(None)]
+    """Of each GPU, as `80G`: packs are divided so that their runs fit; None: by number alone."""
     time: int | str
     """Minutes, or `days-hours:minutes:seconds`."""
     signal_delay_s: int
@@ -66,6 +69,7 @@ class Options:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"hydra.launcher.{name} is {value}, expected at least 1.")
+        gpu_bytes(self.gpu_memory)
         for name in ("partition", "account", "qos", "constraint", "gpus", "memory"):
             if not str(value := getattr(self, name)).isprintable():  # it would be a line of its own
                 raise ConfigError(f"hydra.launcher.{name} is {value!r}, expected one line.")
@@ -76,6 +80,17 @@ class Options:
         if self.signal_delay_s >= 60 * minutes(self.time):
             text = f"hydra.launcher.signal_delay_s is {self.signal_delay_s}, expected less seconds"
             raise ConfigError(f"{text} than hydra.launcher.time has ({minutes(self.time)} min).")
+
+
+def gpu_bytes(given: str | None) -> int | None:
+    """Bytes of `80G`; raises ConfigError for what is no such size."""
+    if given is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*([MGT])i?B?", given)
+    if not match or not float(match[1]):
+        text = f"hydra.launcher.gpu_memory is {given!r}, expected a size such as 80G."
+        raise ConfigError(text)
+    return int(float(match[1]) * 10 ** {"M": 6, "G": 9, "T": 12}[match[2]])
 
 
 class Slurm(PlanLauncher):
@@ -92,7 +107,8 @@ class Slurm(PlanLauncher):
 
     def carry_out(self, plan: Plan) -> Mapping[str, Told]:
         """Submit what is not finished, and say how to follow it."""
-        packs = divided([*plan.packs, *plan.remeasured], self.given.max_runs_per_pack)
+        fits = fitting(gpu_bytes(self.given.gpu_memory))
+        packs = divided([*plan.packs, *plan.remeasured], self.given.max_runs_per_pack, fits)
         writer = Writer(plan, packs, self.node)
         with writer.locked():
             if packs:

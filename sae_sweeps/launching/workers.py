@@ -1,9 +1,11 @@
 """Processes on this machine that train frozen packs, one per device at a time."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -37,6 +39,23 @@ def devices(name: str, workers: int | None) -> list[str | None]:
     seen = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
     total = workers or max(1, count)
     return [seen[worker % count] if count else None for worker in range(total)]
+
+
+def free_bytes(devices: Sequence[str | None]) -> int | None:
+    """Memory that is free on CUDA devices for each worker; None where that cannot be told.
+
+    It is asked of NVIDIA's tool: to ask CUDA itself would take half a GB of each. Of a part of a
+    device it tells none.
+    """
+    ids = [device for device in devices if device is not None]
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if not ids or shutil.which(command[0]) is None:
+        return None
+    try:
+        told = subprocess.run([*command, "-i", ",".join(ids)], capture_output=True, timeout=60)
+        return 2**20 * min(map(int, told.stdout.split())) // max(Counter(ids).values())
+    except (subprocess.TimeoutExpired, ValueError, OSError):
+        return None
 
 
 def work_apart(

@@ -55,6 +55,12 @@ class Activations(TargetModel):
 
         yield from judging.activation_files_exist(config)
 
+    @staticmethod
+    def width(config: Mapping[str, Any]) -> int | None:
+        from sae_sweeps.target_model import judging
+
+        return judging.width_of_file(config["target_model"]["path"])
+
     def row_count(self, split: Split) -> int:
         return self.splits[split].shape[0]
 

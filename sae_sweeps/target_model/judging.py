@@ -50,6 +50,46 @@ def contexts_fit(config: Config) -> Iterator[str]:
         yield f"data.context_tokens is {tokens}, but the model reads at most {most}."
 
 
+def width(config: Config) -> int | None:
+    """Width of the activations at a hook, by the model's config; None where it does not say."""
+    node = config["target_model"]
+    folder = model_folder(node["model"], node["revision"])
+    known = _facts(folder) if folder else {}
+    residual = _number(known, "n_embd", "hidden_size", "d_model")
+    part = re.sub(r"^blocks\.\d+\.", "", node["hook"])
+    if part in HOOKS or part == "hook_embed" or part.startswith("ln"):
+        return residual
+    if part in ("mlp.hook_pre", "mlp.hook_post"):
+        inner = _number(known, "n_inner", "intermediate_size", "ffn_dim")
+        return inner or (4 * residual if residual and known.get("model_type") == "gpt2" else None)
+    return None
+
+
+def width_of_file(path: str) -> int | None:
+    """Width of the activations in a file, by its header; None where that does not say."""
+    place = files.place_of(path)
+    try:
+        if place and place.suffix == ".npy":
+            import numpy as np
+
+            return int(np.load(place, mmap_mode="r").shape[-1])
+        if place and place.suffix == ".safetensors":
+            with place.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            [tensor] = [value for name, value in header.items() if name != "__metadata__"]
+            return int(tensor["shape"][-1])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError):
+        pass  # who opens it will say what is wrong with it
+    return None
+
+
+def weight_bytes(config: Config) -> int:
+    """Size of the model's weights as they lie on disk; 0 where they are not here yet."""
+    node = config["target_model"]
+    folder = model_folder(node["model"], node["revision"])
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+
+
 def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
     match = re.fullmatch(r"blocks\.([^.]*)\.(.+)", hook)
     if not match:

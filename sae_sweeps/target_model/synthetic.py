@@ -1,6 +1,7 @@
 """Activations made up from a known dictionary of sparse features: no model, files or network."""
 
-from typing import Annotated, final
+from collections.abc import Mapping
+from typing import Annotated, Any, final
 
 import numpy as np
 import torch
@@ -75,6 +76,10 @@ class Synthetic(TargetModel):
         self.dictionary = self._directions.to(device)
         self.offset = offset * _unit(_random(seed, OFFSET).standard_normal((1, d_in)))[0]
         self.description = {"model_name": None, "hook_name": None}
+
+    @staticmethod
+    def width(config: Mapping[str, Any]) -> int:
+        return config["target_model"]["d_in"]
 
     def row_count(self, split: Split) -> int:
         """As many rows as hold the tokens asked for."""

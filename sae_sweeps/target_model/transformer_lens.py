@@ -93,6 +93,18 @@ class TransformerLens(TargetModel):
         yield from judging.models_and_hooks_exist(config)
         yield from judging.contexts_fit(config)
 
+    @staticmethod
+    def width(config: Mapping[str, Any]) -> int | None:
+        from sae_sweeps.target_model import judging
+
+        return judging.width(config)
+
+    @staticmethod
+    def weight_bytes(config: Mapping[str, Any]) -> int:
+        from sae_sweeps.target_model import judging
+
+        return judging.weight_bytes(config)
+
     def _width(self, hook: str) -> int:
         """The activation's width; raises ConfigError for another shape than a residual stream's."""
         some = torch.zeros(2, MIN_CONTEXT, dtype=torch.int64, device=self.device)

@@ -4,10 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.launching.memory import UNKNOWN, of_run
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.launching import workers
+from sae_sweeps.launching.memory import CONTEXT, UNKNOWN, fitting, of_pack, of_run, width_of
+from sae_sweeps.launching.slurm import gpu_bytes
+from sae_sweeps.target_model import judging
 from tests.support.small import small_run
 
 D_IN = 768
@@ -63,3 +70,85 @@ def test_an_architecture_that_does_not_tell_is_taken_for_a_large_one() -> None:
     assert of_run(config, D_IN).step == pytest.approx(
         UNKNOWN * MATRIX + 3 * PARAMETERS + ACTIVATIONS, rel=1e-9
     )
+
+
+# --- Packs ---------------------------------------------------------------------------------
+
+
+def test_a_pack_by_hand() -> None:
+    """What runs hold adds up; of their steps there is one at a time, and one model."""
+    runs = [small_run(Path(), *GPT2, f"method={name}") for name in ("topk", "relu")]
+    width = 128  # of the embedded model
+    own = [of_run(run.config, width) for run in runs]
+    chunks = 4 * width * (3 * 32_768 + 1024)
+    model = sum(path.stat().st_size for path in judging.EMBEDDED.glob("*.safetensors"))
+    assert model > 10**6
+    expected = CONTEXT + own[0].held + own[1].held + own[1].step + chunks + model
+    assert own[1].step > own[0].step and of_pack(runs) == expected
+    assert fitting(expected * 100 // 84)(runs) and not fitting(expected * 100 // 86)(runs)
+    assert fitting(None)(runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["target_model=synthetic"], 128),
+        (["target_model.hook=blocks.0.hook_resid_pre"], 128),
+        (["target_model.hook=blocks.1.hook_mlp_out"], 128),
+        (["target_model.hook=blocks.1.mlp.hook_post"], 512),
+        (["target_model.hook=blocks.1.attn.hook_z"], None),
+    ],
+)
+def test_a_width_is_told_by_files_alone(words: list[str], expected: int | None) -> None:
+    run = small_run(Path(), *words)
+    assert width_of(run.config) == expected
+    if expected is None:  # nothing is divided for what is not known
+        assert of_pack([run]) is None and fitting(1)([run])
+
+
+def test_a_width_is_that_of_the_activations_in_a_file(tmp_path: Path) -> None:
+    acts = torch.zeros(3, 5, 7)
+    np.save(tmp_path / "a.npy", acts.numpy())
+    save_file({"a": acts}, tmp_path / "a.safetensors")
+    (tmp_path / "b.npy").write_bytes(b"no array")
+    (tmp_path / "b.safetensors").write_bytes(b"\xff" * 20)
+    found = {path.name: judging.width_of_file(str(path)) for path in tmp_path.iterdir()}
+    assert found == {"a.npy": 7, "a.safetensors": 7, "b.npy": None, "b.safetensors": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("80G", 80e9), ("1.5T", 1.5e12), ("512 MiB", 512e6), (None, None)]
+)
+def test_sizes(given: str | None, expected: float | None) -> None:
+    assert gpu_bytes(given) == expected
+
+
+@pytest.mark.parametrize("given", ["80", "", "G", "-80G", "0G", "80K", "80G\n\n", "1e9G"])
+def test_what_is_no_size_is_refused_by_name(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"hydra.launcher.gpu_memory is .*expected a size"):
+        gpu_bytes(given)
+
+
+@pytest.mark.parametrize(
+    ("devices", "told", "expected"),
+    [
+        (["0", "1"], "40000\n30000\n", 30_000 * 2**20),
+        (["0", "0"], "40000\n40000\n", 20_000 * 2**20),
+        (["MIG-1"], "No devices were found", None),
+        ([None], "40000\n", None),
+    ],
+)
+def test_free_memory_is_that_of_the_device_with_least(
+    devices: list[str | None],
+    told: str,
+    expected: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert workers.free_bytes(devices) == expected
+    tool.unlink()
+    assert workers.free_bytes(devices) is None

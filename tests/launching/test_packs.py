@@ -1,6 +1,7 @@
 """A sweep's runs divided into packs."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,3 +66,28 @@ def test_runs_at_several_hooks_share_a_pass_and_no_stream() -> None:
     assert pass_identity(one.config) == pass_identity(other.config)
     assert stream_identity(one.config) != stream_identity(other.config)
     assert pass_identity(one.config) != pass_identity(run("3", "a", 8, "other").config)
+
+
+def d_sae_of(pack: Sequence[Run]) -> int:
+    return sum(one.config.d_sae for one in pack)
+
+
+def test_packs_fit_where_they_can() -> None:
+    """Parts get smaller until each fits; what fits nowhere is alone."""
+    runs = [run(str(i), "a", d_sae) for i, d_sae in enumerate([64, 8, 8, 8, 8, 8])]
+    packs = divided([runs], 8, lambda pack: d_sae_of(pack) <= 17)
+    assert sorted(map(d_sae_of, packs)) == [8, 16, 16, 64]
+    assert [len(pack) for pack in divided([runs], 8, lambda _: False)] == [1] * 6
+    assert [len(pack) for pack in divided([runs], 8)] == [6]
+
+
+@given(
+    st.lists(st.sampled_from([8, 16, 64]), min_size=1, max_size=20),
+    st.lists(st.sampled_from("ab"), min_size=20, max_size=20),
+    st.integers(8, 200),
+)
+def test_no_run_is_lost_for_lack_of_room(sizes: list[int], hooks: list[str], room: int) -> None:
+    runs = [run(str(i), hooks[i], d_sae) for i, d_sae in enumerate(sizes)]
+    packs = divided([runs], 6, lambda pack: d_sae_of(pack) <= room)
+    assert Counter(one.name for pack in packs for one in pack) == Counter(r.name for r in runs)
+    assert all(len(pack) == 1 or (d_sae_of(pack) <= room and len(pack) <= 6) for pack in packs)
