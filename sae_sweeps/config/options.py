@@ -75,7 +75,7 @@ class RootOptions:
     engine: Annotated[Literal["auto", "sparse", "dense"], Idle()]
     """How products with activations are computed; `auto` goes by density, width and device."""
     deterministic: Annotated[bool, Idle(), Birth(False)]
-    """Refuse operators that may add in another order each time, on accelerators."""
+    """On accelerators have PyTorch add in the same order each time, and refuse what cannot."""
     checkpoint_minutes: Annotated[float, Idle(), Ge(0)]
     """Minutes of training between two checkpoints of a run, which an interrupted one resumes at."""
     force: Annotated[bool, Idle()]

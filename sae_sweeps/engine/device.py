@@ -15,7 +15,8 @@ def settle(deterministic: bool) -> None:
     """Set what has to be set before a device is first used.
 
     Args:
-        deterministic: have PyTorch refuse, by RuntimeError, operators that are not.
+        deterministic: have PyTorch take the deterministic way wherever an operator has one, and
+            refuse the others by RuntimeError.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,7 @@
 """What CUDA computes otherwise than a CPU, computed on a CPU, is the same."""
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +18,7 @@ from tests.support.small import small_run
 
 from .counting import Call, adds_in_any_order
 from .emulated import LENGTH, METHODS, compared
+from .variants import combinations
 
 as_on_cuda = patch("sae_sweeps.engine.device.has_fused_kernels", return_value=True)
 
@@ -113,6 +115,14 @@ def test_a_method_trains_to_the_same_weights(method: str, tmp_path: Path) -> Non
         other = trained(tmp_path, *words)
     for (name, one), two in zip(own.sae.named_parameters(), other.sae.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_combinations_hold_every_pair_of_options() -> None:
+    def pairs(every: bool) -> set[tuple[tuple[str, str], ...]]:
+        cells = combinations(every)
+        return {pair for cell in cells for pair in itertools.combinations(cell.items(), 2)}
+
+    assert pairs(every=False) == pairs(every=True)
 
 
 SHORT = (*LENGTH, "training.tokens=49152", "d_sae=512", "evaluation.tokens=8192")

@@ -29,17 +29,17 @@ def option_files(group: str) -> list[str]:
 
 
 def combinations(every: bool) -> Iterator[dict[str, str]]:
-    """All combinations, or of these as many as hold each pair of options."""
+    """All combinations, or so few of these that each pair of options is in one."""
     groups = ("architecture", "allocator", "aux_loss", "resampling")
-    options = [option_files(group) for group in groups]
-    numbered = [list(enumerate(names)) for names in (*options, ENGINES)]
+    numbered = [list(enumerate(names)) for names in (*map(option_files, groups), ENGINES)]
     for cell in product(*numbered):
-        (_, _), (_, _), (aux, _), (_, _), (engine, _) = cell
-        architecture, allocator = cell[0][0], cell[1][0]
-        drawn = (architecture + allocator) % 3 == aux and (
-            architecture + 2 * allocator
-        ) % 3 == engine
-        if every or drawn:
+        architecture, allocator, *others = (number for number, _ in cell)
+        drawn = [
+            (architecture + allocator) % 3,
+            (architecture // 2 + allocator) % 2,
+            (architecture + 2 * allocator) % 3,
+        ]
+        if every or others == drawn:
             yield dict(zip((*groups, "engine"), (name for _, name in cell), strict=True))
 
 
