@@ -431,18 +431,18 @@ def test_two_hundred_runs_cost_less_than_half_of_reading_all_their_rows(
     def judged() -> None:
         assert states(folder) == ["done", "running"] * 100
 
-    assert least_cost(judged) < least_cost(all_rows) / 2
+    # By turns: a machine that is busy with other things is so for both.
+    costs = [(cost(judged), cost(all_rows)) for _ in range(7)]
+    ours, reading = map(min, zip(*costs, strict=True))
+    assert ours < reading / 2
 
 
-def least_cost(work: Callable[[], None]) -> float:
-    """The least CPU seconds of three tries, as users pay them: no types are checked."""
-    costs: list[float] = []
-    for _ in range(3):
-        begun = time.process_time()
-        with unchecked():
-            work()
-        costs.append(time.process_time() - begun)
-    return min(costs)
+def cost(work: Callable[[], None]) -> float:
+    """CPU seconds, as users pay them: no types are checked."""
+    begun = time.process_time()
+    with unchecked():
+        work()
+    return time.process_time() - begun
 
 
 def test_status_starts_quickly_and_loads_nothing_heavy(tmp_path: Path) -> None:
