@@ -15,8 +15,8 @@ class Columns:
     """Latents in groups that are ranked together, whatever the batch.
 
     Each group is ranked as deep as its largest budget, and what is beyond a latent's own is left
-    out. With budgets of 20, 3, 2 and 0 all latents are ranked 3 deep, since most are done then, and
-    the first once more, 20 deep.
+    out. With budgets of 200, 3, 2 and 0 all latents are ranked 3 deep, since most are done then,
+    and the first once more, 200 deep.
     """
 
     def __init__(self, most: Int[Tensor, " d_sae"], batch: int, device: torch.device) -> None:

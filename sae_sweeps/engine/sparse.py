@@ -19,8 +19,7 @@ from sae_sweeps.engine.gemm import matmul, rounded
 with warnings.catch_warnings():
     # PyTorch says it once, here: in a step the filter of one thread would be undone by another.
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-    zero, none = torch.tensor([0]), torch.tensor([], dtype=torch.int64)
-    torch.sparse_csr_tensor(zero, none, [], (0, 0), check_invariants=False)
+    torch.zeros(0, 0).to_sparse_csr()
 
 
 @dataclass(frozen=True)
