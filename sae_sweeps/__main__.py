@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from sae_sweeps.cli import commands
+from sae_sweeps.cli import commands, plan
 from sae_sweeps.errors import one_line
 
 
@@ -22,6 +22,8 @@ def _run(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
     if first in commands.VERBS:
         return commands.main(arguments)
+    if (planned := plan.asked_for(arguments)) is not None:
+        return plan.main(planned)
     completing = os.environ.get("COMP_LINE") if first in ("-sc", "--shell-completion") else None
     if completing and not commands.completes_overrides(completing):
         return 0

@@ -1,8 +1,9 @@
 """What the parts of a run agree on: the step's record and the groups' abstract classes.
 
 A variant's options are the keyword-only parameters of its constructor. What they must keep to
-among each other a static method `rules` may say; what memory it takes others: `matrices` of an
-architecture, `width` and `weight_bytes` of a target model (see `config.source.own_static`).
+among each other a static method `rules` may say; what it takes, for a plan made without torch,
+others: `cost` of an architecture, `width`, `model_bytes`, `parameters` and `is_here` of a target
+model, `cache_bytes` of data (see `config.source.own_static`).
 
 Axis words: `batch` tokens in a batch, `d_in` width of the hooked activation, `d_sae` latents,
 `n` listed activations, `rows`/`seq` token rows and their length.

@@ -54,13 +54,15 @@ class Gated(Architecture):
         self.sparsity = SparsityPenalty(coefficient, p, p_start_tokens, p_end_tokens, p_steps)
 
     @staticmethod
-    def matrices(config: Mapping[str, Any], listed: bool) -> float:
-        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
+    def cost(config: Mapping[str, Any], listed: bool) -> dict[str, float]:
+        """What an accelerator's step takes, counted; see `planning.costs.Cost`."""
         if listed:
-            return 0.9
+            return {"matrices": 0.9, "products": 1, "passes": 10}
         if "k" in config["allocator"]:
-            return 8.2
-        return 12.2 if config["architecture"]["p"] < 1 else 7.4
+            return {"matrices": 8.2, "products": 7, "passes": 83}
+        if config["architecture"]["p"] < 1:
+            return {"matrices": 12.2, "products": 7, "passes": 88}
+        return {"matrices": 7.4, "products": 7, "passes": 56}
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)

@@ -107,9 +107,13 @@ class JumpReLU(Architecture):
         self.l0_coef = Coefficient(coef, target_l0, budgeted, coef_warmup_tokens)
 
     @staticmethod
-    def matrices(config: Mapping[str, Any], listed: bool) -> float:
-        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
-        return 1.3 if listed else 5.7 if "k" in config["allocator"] else 5.4
+    def cost(config: Mapping[str, Any], listed: bool) -> dict[str, float]:
+        """What an accelerator's step takes, counted; see `planning.costs.Cost`."""
+        if listed:
+            return {"matrices": 1.3, "products": 1, "passes": 7}
+        if "k" in config["allocator"]:
+            return {"matrices": 5.7, "products": 5, "passes": 42}
+        return {"matrices": 5.4, "products": 5, "passes": 34}
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)

@@ -99,9 +99,13 @@ class Matryoshka(ReLU):
             )
 
     @staticmethod
-    def matrices(config: Mapping[str, Any], listed: bool) -> float:
-        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
-        return 1.2 if listed else 7.1 if "k" in config["allocator"] else 5.8
+    def cost(config: Mapping[str, Any], listed: bool) -> dict[str, float]:
+        """What an accelerator's step takes, counted; see `planning.costs.Cost`."""
+        if listed:
+            return {"matrices": 1.2, "products": 1, "passes": 17}
+        if "k" in config["allocator"]:
+            return {"matrices": 7.1, "products": 8, "passes": 72}
+        return {"matrices": 5.8, "products": 8, "passes": 62}
 
     def penalty(self, step: Step) -> Float[Tensor, ""]:
         prefixes = prefix_recons(step.acts, self.W_dec, self.ends, self.borders)[:, :-1]

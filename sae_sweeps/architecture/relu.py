@@ -52,14 +52,19 @@ class ReLU(Architecture):
         self.sparsity = SparsityPenalty(coefficient, p, p_start_tokens, p_end_tokens, p_steps)
 
     @staticmethod
-    def matrices(config: Mapping[str, Any], listed: bool) -> float:
-        """float32 matrices [batch, d_sae] at the peak of an accelerator's step; counted."""
+    def cost(config: Mapping[str, Any], listed: bool) -> dict[str, float]:
+        """What an accelerator's step takes, counted; see `planning.costs.Cost`."""
         node = config["architecture"]
+        unit_norm = node["unit_norm"]
         if listed:
-            return 0.9 if node["unit_norm"] else 1.6
+            matrices, passes = (0.9, 5) if unit_norm else (1.6, 11)
+            return {"matrices": matrices, "products": 1, "passes": passes}
         if "k" in config["allocator"]:
-            return 5.7
-        return 10.3 if node["p"] < 1 else 4.5 if node["unit_norm"] else 5.7
+            return {"matrices": 5.7, "products": 5, "passes": 30 if unit_norm else 40}
+        if node["p"] < 1:
+            return {"matrices": 10.3, "products": 5, "passes": 53}
+        matrices, passes = (4.5, 21) if unit_norm else (5.7, 31)
+        return {"matrices": matrices, "products": 5, "passes": passes}
 
     def initialise(self, generator: torch.Generator, mean: Float[Tensor, " d_in"]) -> None:
         weights.draw(self, generator, mean, self.encoder_scale)

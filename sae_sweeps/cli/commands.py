@@ -224,6 +224,10 @@ VERBS: dict[
 """Per verb its help, whose first line sums it up, what arguments it takes, and what it does."""
 
 
+PLAN = "plan"
+"""What stands in front of a command that trains to have it told what that would take."""
+
+
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would print its usage and exit."""
 
@@ -271,8 +275,8 @@ def _guard(folders: Sequence[Path]) -> None:
 
 def unknown(word: str) -> str:
     """Refuse a first word that is neither a verb nor an option."""
-    verbs = ", ".join(VERBS)
-    guess = did_you_mean(word, VERBS)
+    verbs = ", ".join([PLAN, *VERBS])
+    guess = did_you_mean(word, [PLAN, *VERBS])
     return f"{word!r} is not a command ({verbs}) nor an option (key=value).{guess}"
 
 
@@ -282,7 +286,10 @@ def completes_overrides(line: str) -> bool:
     if words and words[0] in VERBS:
         return False  # the shell completes file names
     if len(words) == 1 and not line.endswith(" "):
-        sys.stdout.writelines(f"{verb}\n" for verb in VERBS if verb.startswith(words[0]))
+        known = [PLAN, *VERBS]
+        sys.stdout.writelines(f"{verb}\n" for verb in known if verb.startswith(words[0]))
+    elif words and words[0] == PLAN:  # what follows is completed as without it
+        os.environ["COMP_LINE"] = line.replace(f" {PLAN} ", " ", 1)
     return True
 
 

@@ -1,5 +1,20 @@
 """What the companion commands say of themselves; the first line sums each one up."""
 
+PLAN_HELP = """\
+Tell what a command would do and what it would take: packs of runs that share a pass, the memory of
+each, forward passes, disk, time. Nothing is written, submitted or downloaded.
+
+Put `plan` in front of the command, as in sae-sweeps plan +sweep=pareto k=8,16; or add --dry-run.
+
+Times of a launch on this machine come from a few steps of each kind of run; those of SLURM jobs
+from the rates of the GPU that the launcher's options name, or of an H100. --gpu names another.
+They are estimates: nothing is known yet of latents that die, nor of other users of a machine.
+
+--json writes one object with the keys name, folder, points, to_train, to_measure, finished,
+under_way, packs (each with runs, where, pass_tokens, memory_bytes, seconds), at_once, room_bytes,
+alone_tokens, disk (weights, checkpoints, token_cache, free: bytes), seconds, device_hours and
+basis. What is not known is null."""
+
 STATUS_HELP = """\
 Tell how far each sweep is: one row a run, then counts and what to do next.
 

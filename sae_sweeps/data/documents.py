@@ -82,6 +82,12 @@ def of_files(path: str, column: str, sample_by: str) -> Iterator[str]:
         yield from _column(load, name, lambda error: where + _reason(error))
 
 
+def text_source(path: str, column: str, sample_by: str) -> dict[str, Any]:
+    """Name what the documents under a path are a function of; raises ConfigError."""
+    files = fingerprint(text_files(path))
+    return {"files": files, "column": column, "sample_by": sample_by}
+
+
 def hub_source(node: dict[str, Any]) -> dict[str, Any]:
     """Name what a data set's documents are a function of, from its options."""
     names = ("dataset", "config", "split", "column", "revision")

@@ -56,6 +56,13 @@ class Hub(Data):
         yield from judging.tokens_suffice(config)
         yield from judging.data_sets_can_be_had(config)
 
+    @staticmethod
+    def cache_bytes(config: Mapping[str, Any]) -> int | None:
+        from sae_sweeps.data import documents, judging
+
+        node = config["data"]
+        return judging.cache_bytes(config, documents.hub_source(node), node["train_tokens"])
+
     def rows(self, split: Split, tokenizer: Any) -> Rows:
         source = documents.hub_source(self.node)
         return packed_rows(

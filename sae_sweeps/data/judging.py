@@ -11,6 +11,7 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.data import documents, token_cache
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.system import files, hugging_face
+from sae_sweeps.target_model import facts
 
 Config = Mapping[str, Any]
 
@@ -45,6 +46,24 @@ def tokens_suffice(config: Config) -> Iterator[str]:
             f"training.tokens is {tokens}, expected at most data.train_tokens, which is {packed}; "
             "or set stream.repeat=true to go over them again."
         )
+
+
+def cache_bytes(config: Config, source: dict[str, Any], wanted: int | None) -> int | None:
+    """Bytes of token rows that are yet to be packed; None where nobody knows how many there are.
+
+    Args:
+        source: what the documents are a function of.
+        wanted: training tokens to pack, if that is known.
+    """
+    node = config["data"]
+    if token_cache.packed(source, node):
+        return 0
+    if wanted is None:
+        return None
+    known = facts.of(config["target_model"])
+    wide = (facts.number(known, "vocab_size") or 2**16) >= 2**16
+    tokens, seq = wanted + (node["held_out_tokens"] or 0), node["context_tokens"]
+    return (4 if wide else 2) * tokens * seq // (seq - 1)
 
 
 def data_sets_can_be_had(config: Config) -> Iterator[str]:

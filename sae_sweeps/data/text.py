@@ -49,8 +49,15 @@ class Text(Data):
         yield from judging.tokens_suffice(config)
         yield from judging.text_files_exist(config)
 
+    @staticmethod
+    def cache_bytes(config: Mapping[str, Any]) -> int | None:
+        from sae_sweeps.data import documents, judging
+
+        node = config["data"]
+        source = documents.text_source(node["path"], node["column"], node["sample_by"])
+        return judging.cache_bytes(config, source, node["train_tokens"])
+
     def rows(self, split: Split, tokenizer: Any) -> Rows:
-        files = documents.fingerprint(documents.text_files(self.path))
-        source = {"files": files, "column": self.column, "sample_by": self.sample_by}
         given = self.path, self.column, self.sample_by
+        source = documents.text_source(*given)
         return packed_rows(split, tokenizer, self.given, source, lambda: documents.of_files(*given))

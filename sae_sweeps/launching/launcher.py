@@ -15,7 +15,12 @@ from sae_sweeps.config.signature import build, signature
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.objective import require_known
+from sae_sweeps.launching.summary import tell_plan
 from sae_sweeps.launching.work import Outcome
+from sae_sweeps.planning.asked import Asked, asked
+from sae_sweeps.planning.estimate import Estimate, Roofline
+from sae_sweeps.planning.gpus import GPUS
+from sae_sweeps.planning.outlook import Division
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.record.inspection import inspect
@@ -64,6 +69,9 @@ class PlanLauncher(ConfigLauncher):
         """Serve sweepers other than ours, which hand over overrides and mostly want figures."""
         del initial_job_idx  # runs are named by content
         if not self.config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            if asked.get() is not None:
+                text = "hydra/sweeper: this one chooses points by the results of earlier ones"
+                raise ConfigError(f"{text}, so there is no plan.")
             self.require_figures()
         setup_globals()
         return self.launch_configs(compose(self.hydra_context, self.config, job_overrides))
@@ -86,13 +94,40 @@ class PlanLauncher(ConfigLauncher):
             plan = make_plan(name, folder, points, under_way(folder), launch, before)
         except OSError as error:
             raise ConfigError(f"cannot read {error.filename}: {error.strerror}.") from error
+        if (wish := asked.get()) is not None:
+            self._foretell(plan, wish)
+            return plan, {}
         return plan, self.carry_out(plan)
+
+    def _foretell(self, plan: Plan, wish: Asked) -> None:
+        """Say what the launch would take, and do nothing of it."""
+        from sae_sweeps.launching import foretold
+        from sae_sweeps.planning import outlook
+
+        division = self.divided(plan)
+        if not division.packs:
+            tell_plan(plan)
+            return
+        estimate = Roofline(GPUS[wish.gpu]) if wish.gpu else self.estimate(plan)
+        foretold.show(plan, outlook.of_plan(plan, division, estimate), wish.json)
 
     def require_figures(self) -> None:
         """Refuse, by ConfigError, options under which a sweeper would learn nothing."""
         if not self.given.objective:
             text = "hydra.launcher.objective is null: this sweeper needs a figure, such as fvu."
             raise ConfigError(text)
+
+    @abstractmethod
+    def divided(self, plan: Plan) -> Division:
+        """Divide the plan's runs into packs.
+
+        Raises:
+            ConfigError: there is no such device here.
+        """
+
+    @abstractmethod
+    def estimate(self, plan: Plan) -> Estimate:
+        """Tell how fast the devices are that packs would be trained on."""
 
     @abstractmethod
     def carry_out(self, plan: Plan) -> Mapping[str, Told]:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Literal
 from sae_sweeps.config.signature import build
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.launcher import PlanLauncher
-from sae_sweeps.launching.memory import fitting
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import left, renew_report, results, tell_end, tell_plan
 from sae_sweeps.launching.work import Outcome, Work, work
+from sae_sweeps.launching.workers import devices as reachable
+from sae_sweeps.launching.workers import free_bytes
 from sae_sweeps.launching.writer import Writer
+from sae_sweeps.planning.estimate import Estimate
+from sae_sweeps.planning.memory import fitting
+from sae_sweeps.planning.outlook import Division
 from sae_sweeps.record.plan import Plan
 from sae_sweeps.record.run import Run
 from sae_sweeps.system import interrupt
@@ -43,27 +47,42 @@ class Local(PlanLauncher):
     schema = f"{__name__}.Options"
     given: Options
 
+    def divided(self, plan: Plan) -> Division:
+        """As the devices are many, and as their memory is free."""
+        streams = [*plan.packs, *plan.remeasured]
+        if not streams:
+            return Division([], 1)
+        devices = self._devices(plan)
+        room = free_bytes(devices)
+        if room is not None or len(devices) > 1:
+            at_most = -(-sum(map(len, streams)) // len(devices))
+            streams = divided(streams, at_most, fitting(room))
+        return Division(streams, len(devices), room)
+
+    def _devices(self, plan: Plan) -> list[str | None]:
+        device = plan.points[0].config.device
+        reach_device(device)
+        return reachable(device, self.given.workers)
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """By a few steps of each kind of run."""
+        from sae_sweeps.planning.probe import Probe
+
+        ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
+        with self._display(plan) as display:
+            return Probe(ahead, display)
+
     def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
         """Train what is not finished, tell what failed, draw the report."""
-        streams = [*plan.packs, *plan.remeasured]
-        devices: list[str | None] = [None]
-        if streams:
-            from sae_sweeps.launching.workers import devices as reachable
-            from sae_sweeps.launching.workers import free_bytes
-
-            device = plan.points[0].config.device
-            reach_device(device)
-            devices = reachable(device, self.given.workers)
-            if (room := free_bytes(devices)) is not None or len(devices) > 1:
-                at_most = -(-sum(map(len, streams)) // len(devices))
-                streams = divided(streams, at_most, fitting(room))
+        division = self.divided(plan)
+        streams = division.packs
         writer = Writer(plan, streams, self.node)
         with writer.locked(), interrupt.listening():
             if not streams:
                 tell_plan(plan)
             try:
-                if len(streams) > 1 and len(devices) > 1:
-                    return self._apart(plan, writer, devices)
+                if len(streams) > 1 and division.at_once > 1:
+                    return self._apart(plan, writer, self._devices(plan))
                 return self._here(plan, streams, writer)
             except interrupt.Interrupted:
                 raise SystemExit(left(plan)) from None

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from sae_sweeps.errors import ConfigError, did_you_mean, one_line
+from sae_sweeps.launching import foretold
 from sae_sweeps.launching.launcher import PlanLauncher, Told
-from sae_sweeps.launching.memory import fitting
 from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import results, say, tell_end, tell_plan
 from sae_sweeps.launching.writer import Writer, as_config_error
 from sae_sweeps.marks import Birth, Code
+from sae_sweeps.planning import outlook
+from sae_sweeps.planning.estimate import Estimate, Roofline
+from sae_sweeps.planning.gpus import GPUS, USUAL, named
+from sae_sweeps.planning.memory import fitting
+from sae_sweeps.planning.outlook import Division
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.plan import Plan
 
@@ -105,10 +110,39 @@ class Slurm(PlanLauncher):
             raise ConfigError("hydra.launcher.wait is false: this sweeper needs the runs' results.")
         super().require_figures()
 
+    def divided(self, plan: Plan) -> Division:
+        """As many packs as may be, of a size that a GPU's memory is said to take."""
+        room = gpu_bytes(self.given.gpu_memory)
+        streams = [*plan.packs, *plan.remeasured]
+        packs = divided(streams, self.given.max_runs_per_pack, fitting(room))
+        return Division(packs, self.given.array_parallelism, room)
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """By the rates of the GPU that is asked for, or of the usual one; without GPUs by a try."""
+        if not self.given.gpus:
+            return self._tried(plan)
+        name = next(filter(None, map(named, map(str, self._kinds()))), USUAL)
+        return Roofline(GPUS[name])
+
+    def _tried(self, plan: Plan) -> Estimate:
+        """As if jobs had the processor that is here, and as many cores as they will have."""
+        from sae_sweeps.launching import progress
+        from sae_sweeps.planning.probe import Probe
+
+        ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
+        side_by_side = max(1, self.given.cpus // ahead[0].config.threads)
+        with progress.make(self.given.progress, len(ahead), 0) as display:
+            return Probe(ahead, display, side_by_side)
+
+    def _kinds(self) -> list[Any]:
+        """Where a cluster's users name the GPU that they want."""
+        given = self.given
+        extra = given.extra or {}
+        return [given.gpus, given.constraint, extra.get("gres"), given.partition]
+
     def carry_out(self, plan: Plan) -> Mapping[str, Told]:
         """Submit what is not finished, and say how to follow it."""
-        fits = fitting(gpu_bytes(self.given.gpu_memory))
-        packs = divided([*plan.packs, *plan.remeasured], self.given.max_runs_per_pack, fits)
+        packs = self.divided(plan).packs
         writer = Writer(plan, packs, self.node)
         with writer.locked():
             if packs:
@@ -140,6 +174,9 @@ class Slurm(PlanLauncher):
                 raise ConfigError(f"SLURM refused the jobs: {'; '.join(said)}") from error
         writer.submitted([job.job_id for job in jobs])
         tell_plan(plan)
+        if self.given.gpus:  # a CPU's time would have to be tried
+            ahead = outlook.of_plan(plan, self.divided(plan), self.estimate(plan))
+            say(foretold.short(ahead))
         folder = status.shown(plan.folder)
         number = str(jobs[0].job_id).partition("_")[0]
         tasks = f", tasks 0 to {len(jobs) - 1}" if len(jobs) > 1 else ""

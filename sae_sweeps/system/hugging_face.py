@@ -202,6 +202,27 @@ def refusal(repository: Repository) -> str:
     return worded(error, repository) if isinstance(error, Exception) and not passing else ""
 
 
+@cache
+def model_config(repository: Repository) -> Any:
+    """Ask the hub for a model's config.json, and keep no file; {} where it is not to be had."""
+    if silence():
+        return {}
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    name, revision = repository.name, repository.revision
+    url = hf_hub_url(name, "config.json", revision=revision, endpoint=_address())
+
+    def get() -> Any:
+        # Without its limit a hub that never ends would keep the thread.
+        session, longest = get_session(), 10 * LIMIT_S
+        found = session.get(url, headers=build_hf_headers(), timeout=longest, follow_redirects=True)
+        return found.raise_for_status().json()
+
+    found = _soon(get)
+    return found if isinstance(found, dict) else {}
+
+
 def worded(error: BaseException, repository: Repository) -> str:
     """Say in one line what the hub had against a repository; empty if nothing in an error's chain.
 

@@ -57,9 +57,9 @@ class Activations(TargetModel):
 
     @staticmethod
     def width(config: Mapping[str, Any]) -> int | None:
-        from sae_sweeps.target_model import judging
+        from sae_sweeps.target_model import facts
 
-        return judging.width_of_file(config["target_model"]["path"])
+        return facts.width_of_file(config["target_model"]["path"])
 
     def row_count(self, split: Split) -> int:
         return self.splits[split].shape[0]

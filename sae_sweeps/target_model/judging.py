@@ -1,6 +1,5 @@
 """Whether activations, or a model and its hook, can be had; before anything starts, no torch."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,10 +7,9 @@ from typing import Any
 
 from sae_sweeps.errors import did_you_mean
 from sae_sweeps.system import files, hugging_face
+from sae_sweeps.target_model import facts
 
 Config = Mapping[str, Any]
-
-EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "model"
 
 # A residual stream's usual names, and others directly under a block that are no misspellings.
 HOOKS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -37,57 +35,16 @@ def models_and_hooks_exist(config: Config) -> Iterator[str]:
     node = config["target_model"]
     model, hook, revision = node["model"], node["hook"], node["revision"]
     yield from _model_can_be_had(model, revision)
-    folder = model_folder(model, revision)
-    yield from _hook_fits(hook, _facts(folder) if folder else {}, model)
+    yield from _hook_fits(hook, facts.of_files(model, revision), model)
 
 
 def contexts_fit(config: Config) -> Iterator[str]:
     """The model's config says how much it reads, which spares packing rows that are too long."""
     tokens, node = config["data"].get("context_tokens"), config["target_model"]
-    folder = model_folder(node["model"], node["revision"])
-    most = _number(_facts(folder), "n_positions", "max_position_embeddings") if folder else None
+    known = facts.of_files(node["model"], node["revision"])
+    most = facts.number(known, "n_positions", "max_position_embeddings")
     if isinstance(tokens, int) and most is not None and tokens > most:
         yield f"data.context_tokens is {tokens}, but the model reads at most {most}."
-
-
-def width(config: Config) -> int | None:
-    """Width of the activations at a hook, by the model's config; None where it does not say."""
-    node = config["target_model"]
-    folder = model_folder(node["model"], node["revision"])
-    known = _facts(folder) if folder else {}
-    residual = _number(known, "n_embd", "hidden_size", "d_model")
-    part = re.sub(r"^blocks\.\d+\.", "", node["hook"])
-    if part in HOOKS or part == "hook_embed" or part.startswith("ln"):
-        return residual
-    if part in ("mlp.hook_pre", "mlp.hook_post"):
-        inner = _number(known, "n_inner", "intermediate_size", "ffn_dim")
-        return inner or (4 * residual if residual and known.get("model_type") == "gpt2" else None)
-    return None
-
-
-def width_of_file(path: str) -> int | None:
-    """Width of the activations in a file, by its header; None where that does not say."""
-    place = files.place_of(path)
-    try:
-        if place and place.suffix == ".npy":
-            import numpy as np
-
-            return int(np.load(place, mmap_mode="r").shape[-1])
-        if place and place.suffix == ".safetensors":
-            with place.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            [tensor] = [value for name, value in header.items() if name != "__metadata__"]
-            return int(tensor["shape"][-1])
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError):
-        pass  # who opens it will say what is wrong with it
-    return None
-
-
-def weight_bytes(config: Config) -> int:
-    """Size of the model's weights as they lie on disk; 0 where they are not here yet."""
-    node = config["target_model"]
-    folder = model_folder(node["model"], node["revision"])
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
 
 
 def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
@@ -95,7 +52,7 @@ def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
     if not match:
         return  # hooks outside the blocks are judged when the model is loaded
     layer, name = match.groups()
-    layers = _number(known, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
+    layers = facts.number(known, "n_layer", "num_hidden_layers", "n_layers", "num_layers")
     if not layer.isdecimal() or (layers is not None and int(layer) >= layers):
         allowed = f"blocks.0 to blocks.{layers - 1}" if layers else "a number after 'blocks.'"
         yield f"target_model.hook is {hook!r}, expected {allowed} for {model!r}."
@@ -114,31 +71,6 @@ def _hook_fits(hook: str, known: Config, model: str) -> Iterator[str]:
 
 def _is_parallel(known: Config) -> bool:
     return known.get("model_type") in PARALLEL or any(known.get(flag) is True for flag in BESIDE)
-
-
-def _facts(folder: Path) -> Config:
-    """Read a model's config.json, its language part where it has several."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # the loader will say more
-    text = config.get("text_config") if isinstance(config, dict) else {}
-    return text if isinstance(text, dict) else config
-
-
-def _number(known: Config, *names: str) -> int | None:
-    """Read an integer of a model's config under the first of its names that is there."""
-    return next((known[name] for name in names if isinstance(known.get(name), int)), None)
-
-
-def model_folder(model: str, revision: str | None) -> Path | None:
-    """Find a model's config.json: embedded, a folder, or the Hugging Face cache."""
-    if model == "embedded":
-        return EMBEDDED
-    place = files.place_of(model)
-    if place and (place / "config.json").is_file():
-        return place
-    return hugging_face.snapshot(model, revision)
 
 
 def _model_can_be_had(model: str, revision: str | None) -> Iterator[str]:

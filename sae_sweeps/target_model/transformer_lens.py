@@ -15,6 +15,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.marks import Alias
 from sae_sweeps.system import interrupt
+from sae_sweeps.target_model.facts import FEW_ROWS, KEPT_BYTES
 from sae_sweeps.target_model.loading import Loader, dtype_for, is_slow
 from sae_sweeps.target_model.passes import Visit
 
@@ -22,12 +23,8 @@ log = logging.getLogger("sae_sweeps.target_model")
 
 MIN_CONTEXT = 3
 """BOS, a token to splice at, and one to predict from it"""
-FEW_ROWS = 16
-"""Token rows of a pass that keep a CPU busy"""
 MANY_TOKENS = 2**15
 """Tokens of a pass that keep an accelerator busy: with fewer it waits for its host (estimated)"""
-KEPT_BYTES = 2**29
-"""Clean log probabilities of held-out tokens that are kept, since every run asks for them"""
 
 
 @final
@@ -95,15 +92,28 @@ class TransformerLens(TargetModel):
 
     @staticmethod
     def width(config: Mapping[str, Any]) -> int | None:
-        from sae_sweeps.target_model import judging
+        from sae_sweeps.target_model import facts
 
-        return judging.width(config)
+        return facts.width(config["target_model"])
 
     @staticmethod
-    def weight_bytes(config: Mapping[str, Any]) -> int:
-        from sae_sweeps.target_model import judging
+    def parameters(config: Mapping[str, Any]) -> tuple[int, int] | None:
+        from sae_sweeps.target_model import facts
 
-        return judging.weight_bytes(config)
+        found = facts.parameters(config["target_model"])
+        return (found.below, found.passed) if found else None
+
+    @staticmethod
+    def model_bytes(config: Mapping[str, Any]) -> tuple[int, int]:
+        from sae_sweeps.target_model import facts
+
+        return facts.model_bytes(config)
+
+    @staticmethod
+    def is_here(config: Mapping[str, Any]) -> bool:
+        from sae_sweeps.target_model import facts
+
+        return facts.is_here(config["target_model"])
 
     def _width(self, hook: str) -> int:
         """The activation's width; raises ConfigError for another shape than a residual stream's."""

@@ -13,7 +13,7 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.engine import columns, concerned, host, sparse
 from sae_sweeps.engine.host import HostNumber
 from sae_sweeps.engine.sparse import Pairs
-from sae_sweeps.launching.memory import of_run
+from sae_sweeps.planning.memory import of_run
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
 from tests.support.small import small_run

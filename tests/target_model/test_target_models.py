@@ -35,7 +35,7 @@ from sae_sweeps.embedded import BOS, MODEL, load_tokens
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Splice, Split, TargetModel
 from sae_sweeps.record.result import Result
-from sae_sweeps.target_model import judging, loading, transformer_lens
+from sae_sweeps.target_model import facts, loading, transformer_lens
 from sae_sweeps.target_model.activations import Activations
 from sae_sweeps.target_model.passes import Bridged, Passes
 from sae_sweeps.target_model.transformer_lens import TransformerLens, rows_of_a_pass
@@ -641,7 +641,7 @@ def test_a_folder_may_begin_with_a_tilde(
     folder = folders["llama"]
     monkeypatch.setenv("HOME", str(folder.parent))
     model = f"~/{folder.name}"
-    assert judging.model_folder(model, None) == folder
+    assert facts.model_folder(model, None) == folder
     assert target(Embedded(context_tokens=64), model=model).d_in == 32
 
 

@@ -1,16 +1,14 @@
-"""How much of an accelerator's memory runs take: arithmetic, without torch or a device.
+"""How much memory runs take: arithmetic, without torch or a device.
 
 `tests/gpu` counts what a run takes on fake tensors, for every method.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sae_sweeps.config.options import RunConfig
-from sae_sweeps.config.signature import TARGET
-from sae_sweeps.config.source import own_static
-from sae_sweeps.engine.listing import max_listed
+from sae_sweeps.planning import costs
+from sae_sweeps.planning.told import told
 from sae_sweeps.record.identity import stream_identity
 from sae_sweeps.record.run import Run
 
@@ -20,8 +18,8 @@ CONTEXT = 600 * 10**6
 """Bytes of a process that uses the device at all (estimated)."""
 CHUNKS = 3
 """Chunks of a stream at a time: one that is trained on, the next, and what it is made of."""
-UNKNOWN, UNKNOWN_LISTED = 13.0, 2.0
-"""Matrices of an architecture that does not tell: as many as those that need most."""
+MEASURED = 1.6
+"""Matrices of an evaluation, counted for token choice; of others there is room for more."""
 
 
 @dataclass(frozen=True)
@@ -32,54 +30,56 @@ class Memory:
     """From its first step to its end: weights, Adam's moments, weights rounded to bfloat16."""
     step: int
     """At the peak of a step beyond that; runs of a pack take theirs one after the other."""
+    evaluation: int
+    """Likewise when the finished SAE is measured: a copy of it, and matrices in float32."""
+
+    @property
+    def peak(self) -> int:
+        """What is beyond `held` at most."""
+        return max(self.step, self.evaluation)
 
 
 def of_run(config: RunConfig, d_in: int, device: str = "cuda") -> Memory:
     """Bytes of a run whose latents read and write activations of width `d_in`."""
     parameters = 2 * d_in * config.d_sae
     activations = 4 * config.stream.batch_tokens
-    matrix, listed = activations * config.d_sae, _is_listed(config, device)
-    rounded = config.training.precision != "float32"
-    held = 12 * parameters + (parameters if listed else 2 * parameters) * rounded
-    most = _matrices(config, listed) * matrix
-    if listed:  # the peak comes with the selection, or when gradients are projected
+    matrix, cost = activations * config.d_sae, costs.of_step(config, device)
+    exact = ("float32", "auto") if device == "cpu" else ("float32",)
+    rounded = config.training.precision not in exact
+    held = 12 * parameters + (parameters if cost.listed else 2 * parameters) * rounded
+    most = cost.matrices * matrix
+    measured = int(4 * parameters + MEASURED * matrix)
+    if cost.listed:  # the peak comes with the selection, or when gradients are projected
         unit_norm = config.nodes["architecture"].get("unit_norm", True)
         projecting = (0.5 if rounded else 1.0) * matrix + (6 if unit_norm else 4) * parameters
-        return Memory(held, int(max(most, projecting) + 2 * activations * d_in))
-    return Memory(held, int(most + 3 * parameters + 2 * activations * d_in))
+        return Memory(held, int(max(most, projecting) + 2 * activations * d_in), measured)
+    return Memory(held, int(most + 3 * parameters + 2 * activations * d_in), measured)
 
 
-def _is_listed(config: RunConfig, device: str) -> bool:
-    """Whether an allocator sets how many pairs there are, and they are few."""
-    k = config.nodes["allocator"].get("k")
-    share = max_listed(config.engine, device, config.d_sae)
-    return k is not None and k <= share * config.d_sae
-
-
-def _matrices(config: RunConfig, listed: bool) -> float:
-    told = own_static(config.nodes["architecture"][TARGET], "matrices")
-    if told is None:
-        return UNKNOWN_LISTED if listed else UNKNOWN
-    return told(config.tree, listed)
-
-
-def of_pack(runs: Sequence[Run]) -> int | None:
+def of_pack(
+    runs: Sequence[Run], device: str = "cuda", process: int = CONTEXT, side_by_side: int = 1
+) -> int | None:
     """Bytes of a pack, the target model included; None where no width is known before it is here.
 
-    Weights on disk may be those of a larger type than the model is loaded in.
+    Args:
+        process: bytes of a process that has nothing of the pack.
+        side_by_side: runs that train at the same time.
     """
-    first, most, total = runs[0].config, 0, CONTEXT
+    first = runs[0].config
     streams: dict[str, int] = {}
+    own: list[Memory] = []
     for run in runs:
         width = width_of(run.config)
         if width is None:
             return None
         streams[stream_identity(run.config)] = width
-        memory = of_run(run.config, width)
-        total, most = total + memory.held, max(most, memory.step)
+        own.append(of_run(run.config, width, device))
+    peaks = sorted((memory.peak for memory in own), reverse=True)[:side_by_side]
     tokens = CHUNKS * first.stream.chunk_tokens + first.evaluation.tokens
-    total += sum(4 * tokens * width for width in streams.values())
-    return total + most + (_told(first, "weight_bytes") or 0)
+    shared = sum(4 * tokens * width for width in streams.values())
+    weights, beside = told(first, "target_model", "model_bytes") or (0, 0)
+    shared += weights + beside
+    return process + sum(memory.held for memory in own) + sum(peaks) + shared
 
 
 def fitting(room: int | None) -> Callable[[Sequence[Run]], bool]:
@@ -94,12 +94,4 @@ def fitting(room: int | None) -> Callable[[Sequence[Run]], bool]:
 
 def width_of(config: RunConfig) -> int | None:
     """Width of a run's activations, if its target model tells before it is loaded."""
-    return _told(config, "width")
-
-
-def _told(config: RunConfig, name: str) -> int | None:
-    """What the target model's class tells of a config, if it does."""
-    told: Callable[[Any], int | None] | None = own_static(
-        config.nodes["target_model"][TARGET], name
-    )
-    return told(config.tree) if told else None
+    return told(config, "target_model", "width")

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from sae_sweeps.config.options import RunConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching import workers
-from sae_sweeps.launching.memory import CONTEXT, UNKNOWN, fitting, of_pack, of_run, width_of
 from sae_sweeps.launching.slurm import gpu_bytes
-from sae_sweeps.target_model import judging
+from sae_sweeps.planning.costs import UNKNOWN
+from sae_sweeps.planning.memory import CONTEXT, fitting, of_pack, of_run, width_of
+from sae_sweeps.target_model import facts
 from tests.support.small import small_run
 
 D_IN = 768
@@ -68,7 +69,7 @@ def test_an_architecture_that_does_not_tell_is_taken_for_a_large_one() -> None:
     node: dict[str, Any] = {"_target_": "sae_sweeps.architecture.weights.create"}
     config = replace(config, nodes={**config.nodes, "architecture": node})
     assert of_run(config, D_IN).step == pytest.approx(
-        UNKNOWN * MATRIX + 3 * PARAMETERS + ACTIVATIONS, rel=1e-9
+        UNKNOWN[False].matrices * MATRIX + 3 * PARAMETERS + ACTIVATIONS, rel=1e-9
     )
 
 
@@ -81,10 +82,10 @@ def test_a_pack_by_hand() -> None:
     width = 128  # of the embedded model
     own = [of_run(run.config, width) for run in runs]
     chunks = 4 * width * (3 * 32_768 + 1024)
-    model = sum(path.stat().st_size for path in judging.EMBEDDED.glob("*.safetensors"))
-    assert model > 10**6
-    expected = CONTEXT + own[0].held + own[1].held + own[1].step + chunks + model
-    assert own[1].step > own[0].step and of_pack(runs) == expected
+    model = 4 * (4 * 12 * 128**2 + (4096 + 128) * 128)  # 4 blocks, embeddings, positions
+    model += 4 * 4096 * 256 + 4 * 4096 * 256  # log probabilities of ce_tokens, and their logits
+    expected = CONTEXT + own[0].held + own[1].held + own[1].peak + chunks + model
+    assert own[1].peak > own[0].peak and of_pack(runs) == expected
     assert fitting(expected * 100 // 84)(runs) and not fitting(expected * 100 // 86)(runs)
     assert fitting(None)(runs)
 
@@ -112,7 +113,7 @@ def test_a_width_is_that_of_the_activations_in_a_file(tmp_path: Path) -> None:
     save_file({"a": acts}, tmp_path / "a.safetensors")
     (tmp_path / "b.npy").write_bytes(b"no array")
     (tmp_path / "b.safetensors").write_bytes(b"\xff" * 20)
-    found = {path.name: judging.width_of_file(str(path)) for path in tmp_path.iterdir()}
+    found = {path.name: facts.width_of_file(str(path)) for path in tmp_path.iterdir()}
     assert found == {"a.npy": 7, "a.safetensors": 7, "b.npy": None, "b.safetensors": None}
 
 

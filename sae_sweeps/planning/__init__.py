@@ -1,0 +1,1 @@
+"""What a launch will take, told before it starts: memory, time, disk."""

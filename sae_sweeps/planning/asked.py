@@ -1,0 +1,17 @@
+"""Whether a command is only to tell what it would do."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `sae-sweeps plan` was asked for."""
+
+    gpu: str | None = None
+    """times are to be told for this one, see `gpus.GPUS`; None: for what the launch would use"""
+    json: bool = False
+
+
+asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
+"""None: the command is to do it."""
