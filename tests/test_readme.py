@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_sweeps.cli.commands import PLAN
 from sae_sweeps.cli.commands import VERBS as VERBS_THERE_ARE
 from sae_sweeps.embedded import MODEL
 from tests.support.launches import Launch, the_launches
@@ -80,7 +81,8 @@ def small(words: list[str]) -> list[str]:
 
 OURS = [line for line in commands() if line.startswith("sae-sweeps")]
 VERBS = [line for line in OURS if set(line.split()[1:2]) & set(VERBS_THERE_ARE)]
-TRAINING = [line for line in OURS if line not in VERBS and "slurm" not in line]
+PLANS = [line for line in OURS if line.split()[1:2] == [PLAN]]
+TRAINING = [line for line in OURS if line not in (*VERBS, *PLANS) and "slurm" not in line]
 """Of SLURM's, tests/slurm/test_readme.py runs the lines."""
 
 
@@ -111,6 +113,16 @@ def test_model_by_name_without_network_is_refused_in_one_line(place: Path) -> No
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "target_model.model is 'openai-community/gpt2'" in done.stderr
+    assert not (place / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_plans(place: Path) -> None:
+    assert PLANS
+    for line in PLANS:
+        done = run(place, shlex.split(line)[1:])
+        assert done.code == 0, done.err
+        assert "12 runs to train" in done.out and "Time: about" in done.out
     assert not (place / "outputs").exists()
 
 

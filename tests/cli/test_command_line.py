@@ -182,6 +182,9 @@ def test_completion_offers_verbs_and_leaves_their_folders_to_the_shell(
     monkeypatch.setenv("COMP_LINE", "sae-sweeps rep")
     command(monkeypatch, "-sc", "query=bash")
     assert "report" in capsys.readouterr().out.split()
+    monkeypatch.setenv("COMP_LINE", "sae-sweeps plan allocator=fea")
+    assert command(monkeypatch, "-sc", "query=bash") == 0
+    assert "allocator=feature_choice" in capsys.readouterr().out.split()
 
 
 def test_ctrl_c_ends_with_130_and_one_line(
@@ -230,5 +233,11 @@ def test_help_shows_groups_verbs_and_examples(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "sae_sweeps", "--help"]
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     out = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
-    for text in ("sae-sweeps report DIR", "+sweep=pareto", "allocator: feature_choice", "d_sae:"):
+    for text in (
+        "sae-sweeps report DIR",
+        "sae-sweeps plan [",
+        "+sweep=pareto",
+        "allocator: feature_choice",
+        "d_sae:",
+    ):
         assert text in out

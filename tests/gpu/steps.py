@@ -13,7 +13,9 @@ from sae_sweeps.config.options import RunConfig
 from sae_sweeps.engine import columns, concerned, host, sparse
 from sae_sweeps.engine.host import HostNumber
 from sae_sweeps.engine.sparse import Pairs
+from sae_sweeps.planning.gpus import GPUS
 from sae_sweeps.planning.memory import of_run
+from sae_sweeps.planning.roofline import step_s
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
 from tests.support.small import small_run
@@ -129,7 +131,8 @@ def counted(size: Size, *words: str, wanted: bool = False) -> Asked:
 
 def row(size: Size, words: list[str], wanted: bool = False) -> dict[str, Any]:
     """The figures of a step."""
-    asked, memory = counted(size, *words, wanted=wanted), of_run(config_of(size, *words), size.d_in)
+    asked, config = counted(size, *words, wanted=wanted), config_of(size, *words)
+    memory = of_run(config, size.d_in)
     return {
         "d_in": size.d_in,
         "d_sae": size.d_sae,
@@ -141,6 +144,7 @@ def row(size: Size, words: list[str], wanted: bool = False) -> dict[str, Any]:
         "ms": asked.ms,
         "peak_bytes": asked.peak + 12 * size.parameters,
         "planned_bytes": memory.held + memory.step,
+        "planned_ms": 1e3 * step_s(config, size.d_in, GPUS["h200"]),
         "dearest": dict(sorted(asked.us.items(), key=lambda item: -item[1])[:8]),
         "most": dict(asked.operators.most_common(12)),
     }

@@ -87,6 +87,16 @@ def test_what_waits_is_counted(guard: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [*ALLOCATED, *PENALISED])
+def test_time_is_what_the_plan_says(
+    method: str, as_configured: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    """Products and passes of a plan's roofline are those that the counter finds."""
+    for d_sae in MOST_MS:
+        row = as_configured[method, d_sae]
+        assert row["planned_ms"] == pytest.approx(row["ms"], rel=0.16)
+
+
+@pytest.mark.parametrize("method", [*ALLOCATED, *PENALISED])
 def test_memory_is_what_the_formula_says(
     method: str, as_configured: dict[tuple[str, int], dict[str, Any]]
 ) -> None:
@@ -96,13 +106,14 @@ def test_memory_is_what_the_formula_says(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_memory_of_every_architecture_is_what_the_formula_says(
+def test_memory_and_time_of_every_architecture_are_what_is_planned(
     architecture: str, guard: Path
 ) -> None:
     """Alone, with an allocator, and with one whose pairs are not listed."""
     for words in (["relu"], ["topk"], ["topk", "engine=dense"]):
         for row in steps(guard, "0", *words, f"architecture={architecture}").values():
             assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1), row["words"]
+            assert row["planned_ms"] == pytest.approx(row["ms"], rel=0.16), row["words"]
 
 
 # --- All variants --------------------------------------------------------------------------

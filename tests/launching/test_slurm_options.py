@@ -24,8 +24,8 @@ def tools(tmp_path: Path) -> Path:
     return folder
 
 
-def request(tools: Path, *options: str) -> list[str]:
-    """The lines of the script that is submitted."""
+def submitted(tools: Path, *options: str) -> str:
+    """What is said of a submission."""
     words = ["hydra/launcher=slurm", "name=it", "tracking=off", *options]
     done = subprocess.run(
         [sys.executable, "-m", "sae_sweeps", *words],
@@ -35,8 +35,23 @@ def request(tools: Path, *options: str) -> list[str]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def request(tools: Path, *options: str) -> list[str]:
+    """The lines of the script that is submitted."""
+    submitted(tools, *options)
     [script] = (tools.parent / "outputs/it/packs").glob("*/*_submission.sh")
     return script.read_text().splitlines()
+
+
+def test_what_is_ahead_is_told_in_a_line_where_it_is_known(tools: Path) -> None:
+    """The short form of what `plan` tells; how fast a CPU is would have to be tried."""
+    said = submitted(tools, "hydra.launcher.gpus=a100:1", "hydra.launcher.max_runs_per_pack=1")
+    [line] = [line for line in said.splitlines() if line.startswith("Ahead: ")]
+    assert line.startswith("Ahead: 1 pack, ") and "of memory at most" in line
+    assert "estimated from the rates of the A100" in line and line.endswith(" on disk")
+    assert "Ahead" not in submitted(tools, "hydra.launcher.gpus=0", "hydra.sweep.dir=other")
 
 
 def test_every_option_reaches_sbatch(tools: Path) -> None:
