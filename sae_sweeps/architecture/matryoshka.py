@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_sweeps.architecture.relu import ReLU
+from sae_sweeps.engine import device
 from sae_sweeps.engine.acts import SparseActs, decode
 from sae_sweeps.engine.sparse import Pairs
 from sae_sweeps.interfaces import Allocator, Step
@@ -37,13 +38,21 @@ def prefix_recons(
     batch, d_sae = acts.shape
     if acts.pairs is None:
         parts = [acts.values[:, a:b] @ W_dec[a:b] for a, b in pairwise([0, *ends])]
-        return torch.stack(parts, dim=1).cumsum(1)
+        return prefix_sums(torch.stack(parts, dim=1))
     # Triples are ordered by token and latent, so also by token and group: a row for each of these.
     tokens, latents = acts.tokens, acts.latents
     groups = torch.searchsorted(borders, latents, right=True)
     rows = tokens * len(ends) + groups
     by_group = Pairs((batch * len(ends), d_sae), rows * d_sae + latents)
-    return decode(SparseActs(by_group, acts.values), W_dec).view(batch, len(ends), -1).cumsum(1)
+    recons = decode(SparseActs(by_group, acts.values), W_dec)
+    return prefix_sums(recons.view(batch, len(ends), -1))
+
+
+def prefix_sums(parts: Float[Tensor, "batch groups d_in"]) -> Float[Tensor, "batch groups d_in"]:
+    """The first part, the first two, and so on; CUDA's own cumsum adds in no fixed order."""
+    if device.has_fused_kernels(parts.device):
+        return torch.stack(list(accumulate(parts.unbind(1))), dim=1)
+    return parts.cumsum(1)
 
 
 @final

@@ -8,6 +8,7 @@ from sae_sweeps.engine.acts import SparseActs, decode
 from sae_sweeps.engine.affinities import Affinities
 from sae_sweeps.engine.concerned import Concerned
 from sae_sweeps.engine.pre_acts import PreActs
+from sae_sweeps.engine.rows import distinct_rows
 from sae_sweeps.interfaces import AuxLoss, Step
 
 
@@ -36,7 +37,7 @@ def residual_loss(step: Step, concerned: Concerned, k_aux: int, coef: float) -> 
     chosen = _chosen(step.pre_acts.of(latents), concerned, latents, k_aux)
     chosen = chosen.relu() if step.budgeted else chosen
     residual = (step.x - step.recon).detach()
-    error = (residual - decode(chosen, step.W_dec.index_select(0, latents))).pow(2).sum()
+    error = (residual - decode(chosen, distinct_rows(step.W_dec, latents))).pow(2).sum()
     variance = (residual - residual.mean(0)).pow(2).sum()
     return coef * torch.where(variance > 0, error / variance.where(variance > 0, 1.0), 0.0)
 

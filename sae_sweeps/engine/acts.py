@@ -65,7 +65,7 @@ class SparseActs:
 
     def spread(self, vector: Float[Tensor, " d_sae"]) -> Tensor:
         """Each latent's number at every of its entries, to be used beside `values`."""
-        return vector if self.pairs is None else vector.index_select(0, self.pairs.latents)
+        return vector if self.pairs is None else _Spread.apply(vector, self.pairs)
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """The activations as a matrix."""
@@ -132,6 +132,20 @@ class Listed(Selection):
             part.index_select(0, places) for part in (self.flat, self.pre_acts, self.affinities)
         )
         return Listed(flat, pre_acts, affinities, self.passed)
+
+
+class _Spread(torch.autograd.Function):
+    """vector[latents], whose gradient is a sum for each latent, always in the same order."""
+
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, pairs: Pairs) -> Tensor:
+        ctx.pairs, ctx.d_sae = pairs, len(vector)
+        return vector.index_select(0, pairs.latents)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return sparse.per_latent(ctx.pairs, grad, ctx.d_sae), None
 
 
 class _Decode(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sae_sweeps.engine import device, gemm, sparse
 from sae_sweeps.engine.acts import Listed, Selection, SparseActs, at, autocast
+from sae_sweeps.engine.rows import distinct_rows
 from sae_sweeps.engine.sparse import Pairs
 
 PIECE = 2**22
@@ -124,10 +125,11 @@ class PreActs:
         return (selection.pre_acts if read else at(self.values, pairs)).to(self.W_enc.dtype)
 
     def of(self, latents: Int[Tensor, " n"]) -> "PreActs":
-        """Those of some latents, numbered anew."""
+        """Those of some latents, each named once, numbered anew."""
         self._check()
-        W_enc = self.W_enc.T.index_select(0, latents).T
-        return replace(self, W_enc=W_enc, bias=self.bias[latents], version=W_enc._version)
+        W_enc = distinct_rows(self.W_enc.T, latents).T
+        bias = distinct_rows(self.bias, latents)
+        return replace(self, W_enc=W_enc, bias=bias, version=W_enc._version)
 
     def of_tokens(self, tokens: slice) -> "PreActs":
         """Those of some tokens, numbered anew."""

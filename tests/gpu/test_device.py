@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sae_sweeps.architecture.matryoshka import prefix_sums
+from sae_sweeps.engine.acts import SparseActs
+from sae_sweeps.engine.rows import distinct_rows
 from sae_sweeps.engine.sparse import Pairs, per_latent
 from sae_sweeps.optimizer.adam import Adam
 from sae_sweeps.training.member import new_sae
@@ -52,6 +55,43 @@ def test_a_latent_s_sum_is_made_in_one_order() -> None:
     counts = chosen.sum(0)
     with as_on_cuda:
         assert per_latent(pairs, torch.ones_like(values, dtype=torch.bool), 50).equal(counts)
+
+
+def test_a_latent_s_number_at_its_pairs_is_differentiated_in_one_order() -> None:
+    """As `index_select`, whose gradient CUDA adds as threads come."""
+    chosen = drawn(200, 50).sigmoid() < torch.linspace(0, 1, 50)
+    pairs = Pairs((200, 50), chosen.flatten().nonzero().squeeze(1))
+    weights, vector = drawn(len(pairs.flat)), drawn(50).requires_grad_()
+    [wanted] = torch.autograd.grad(vector[pairs.latents] @ weights, vector)
+    with as_on_cuda, patch("torch.Tensor.index_add") as unordered:
+        acts = SparseActs(pairs, weights)
+        [found] = torch.autograd.grad(acts.spread(vector) @ weights, vector)
+        assert not unordered.called
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 3), (7, 0), (7, 2, 5)])
+def test_distinct_rows_are_those_and_their_gradient_goes_back(shape: tuple[int, ...]) -> None:
+    rows, places = drawn(*shape).requires_grad_(), torch.tensor([4, 0, 6])
+    weights = drawn(3, *shape[1:], seed=1)
+    found = distinct_rows(rows, places)
+    assert found.equal(rows[places])
+    [grad] = torch.autograd.grad((found * weights).sum(), rows)
+    [wanted] = torch.autograd.grad((rows[places] * weights).sum(), rows)
+    assert grad.equal(wanted)
+
+
+def test_sums_of_prefixes_are_differentiated_alike() -> None:
+    parts = drawn(6, 4, 3).requires_grad_()
+    weights = drawn(6, 4, 3, seed=1)
+    own = prefix_sums(parts)
+    with as_on_cuda, patch("torch.Tensor.cumsum") as unordered:
+        other = prefix_sums(parts)
+        assert not unordered.called
+    torch.testing.assert_close(own, other)
+    grads = [torch.autograd.grad((sums * weights).sum(), parts)[0] for sums in (own, other)]
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(own[:, -1], parts.sum(1))
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,10 @@ def test_operators_are_few_and_passes_over_weights_too(
 
 
 def test_methods_add_floats_in_one_order(
-    as_configured: dict[tuple[str, int], dict[str, Any]],
+    as_configured: dict[tuple[str, int], dict[str, Any]], variants: list[dict[str, Any]]
 ) -> None:
+    """As configured, and so does every variant."""
+    assert [(row["words"], row["in_any_order"]) for row in variants if row["in_any_order"]] == []
     assert [row["in_any_order"] for row in as_configured.values() if row["in_any_order"]] == []
 
 
