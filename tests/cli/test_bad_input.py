@@ -123,7 +123,7 @@ BAD: dict[str, list[str]] = {
     "'--bogus' is not a flag.": ["--bogus"],
     "'--config-dirr' is not a flag. Did you mean '--config-dir'?": ["--config-dirr", "x=1"],
     "argument --cfg/-c: invalid choice: 'jb'": ["-c", "jb"],
-    "'reprot' is not a command (status, wait, cancel, retry, report, sync, dashboard) nor": [
+    "'reprot' is not a command (plan, status, wait, cancel, retry, report, sync, dashboard) nor": [
         "reprot",
         "x=1",
     ],
