@@ -2,7 +2,7 @@
 
 import heapq
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ def of_plan(plan: Plan, division: Division, estimate: Estimate) -> Outlook:
         packs,
         division.at_once,
         division.room,
-        sum(_left(run) for run in todo),
+        sum(map(plan.left, todo)),
         _disk(plan, division, todo),
         _makespan(seconds, division.at_once) if known else None,
         sum(seconds) / 3600 if known else None,
@@ -100,15 +100,9 @@ def of_plan(plan: Plan, division: Division, estimate: Estimate) -> Outlook:
 
 def _of_pack(runs: list[Run], plan: Plan, estimate: Estimate) -> PackOutlook:
     finished = {run.name for group in plan.remeasured for run in group}
-    train = [run for run in runs if run.name not in finished]
-    tokens = max((_left(run) for run in train), default=0)
-    memory, seconds = estimate.memory_bytes(runs), _seconds(runs, train, estimate)
-    return PackOutlook(len(runs), _where(runs), tokens, memory, seconds)
-
-
-def _left(run: Run) -> int:
-    """Tokens that a run is yet to be trained on."""
-    return max(0, run.config.total_tokens - run.files.saved_tokens)
+    left = {run.name: 0 if run.name in finished else plan.left(run) for run in runs}
+    memory, seconds = estimate.memory_bytes(runs), _seconds(runs, left, estimate)
+    return PackOutlook(len(runs), _where(runs), max(left.values()), memory, seconds)
 
 
 def _where(runs: Sequence[Run]) -> str:
@@ -119,29 +113,33 @@ def _where(runs: Sequence[Run]) -> str:
     return f"{name} at {', '.join(hooks)}" if hooks else str(name)
 
 
-def _seconds(runs: Sequence[Run], train: Sequence[Run], estimate: Estimate) -> float | None:
-    """Seconds of a pack: one pass for all of its runs, their steps, and what measures them."""
-    config, own = runs[0].config, [_own_seconds(run, run in train, estimate) for run in runs]
+def _seconds(runs: Sequence[Run], left: Mapping[str, int], estimate: Estimate) -> float | None:
+    """Seconds of a pack: one pass for all of its runs, their steps, and what measures them.
+
+    Args:
+        left: tokens that each run is yet to be trained on, by name.
+    """
+    config, own = runs[0].config, [_own_seconds(run, left[run.name], estimate) for run in runs]
     streams = {stream_identity(run.config): run.config for run in runs}
     passes = [estimate.activation_s(config) for config in streams.values()]
     prediction_s = estimate.prediction_s(config)
     if None in own or None in passes or prediction_s is None:
         return None
     known, a_token = [s for s in own if s is not None], [s for s in passes if s is not None]
-    tokens = max((_left(run) for run in train), default=0)
-    tokens += config.stream.calibration_tokens + config.evaluation.tokens
+    tokens = max(left.values()) + config.stream.calibration_tokens
+    tokens += config.evaluation.tokens
     references = REFERENCES * config.evaluation.ce_tokens * prediction_s * len(streams)
     shared = tokens * max(a_token) + references
     return max(max(known), (sum(known) + shared) / estimate.side_by_side)
 
 
-def _own_seconds(run: Run, trains: bool, estimate: Estimate) -> float | None:
+def _own_seconds(run: Run, left: int, estimate: Estimate) -> float | None:
     """Seconds that a run takes for itself, when nothing runs beside it."""
     config = run.config
     width, prediction_s = width_of(config), estimate.prediction_s(config)
     if width is None or prediction_s is None:
         return None
-    steps = _left(run) // config.stream.batch_tokens if trains else 0
+    steps = left // config.stream.batch_tokens
     seconds = steps * estimate.step_s(config, width) + estimate.evaluation_s(config, width)
     return seconds + config.evaluation.ce_tokens * prediction_s
 

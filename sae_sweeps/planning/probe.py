@@ -36,7 +36,7 @@ from sae_sweeps.training.pack import pick_device, workers
 from sae_sweeps.training.trainer import Trainer, new_trainer
 
 WARM_UP, STEPS, LIMIT_S = 2, 4, 2.0
-"""Steps before the clock runs; those timed at least; and the time after which no more are."""
+"""Steps before the clock runs; those timed at most; and the time after which no more are."""
 NEAR = 1.5
 """How many times k latents may fire for a step to be as it is later in training."""
 ROWS = 64
@@ -65,13 +65,14 @@ class Probe:
         self.basis = f"from a few steps of each kind of run on this {self.device.type.upper()}"
         self._passes: dict[str, tuple[float, float] | None] = {}
         kinds = {_kind(run.config): run.config for run in runs}
-        passes = {pass_identity(run.config): run.config for run in runs}
+        # Of a pass's hooks the deepest is tried.
+        deepest = {pass_identity(run.config): run.config for run in sorted(runs, key=_depth)}
         with ThreadPoolExecutor(self.side_by_side) as pool:
-            for key, config in passes.items():
+            for key, config in deepest.items():
                 display.stage("trying the target model's pass")
                 self._passes[key] = self._of_pass(config, pool)
-            models = [told(config, "target_model", "model_bytes") for config in passes.values()]
-            self.process_bytes = resident_bytes() - sum(model[0] for model in models if model)
+            loaded = sum(map(_weight_bytes, filter(_is_here, deepest.values())))
+            self.process_bytes = resident_bytes() - loaded
             known = {key: config for key, config in kinds.items() if width_of(config)}
             display.stage(f"trying steps of {len(known)} kinds of runs")
             tried = pool.map(partial(_of_steps, self.device), known.values())
@@ -100,7 +101,7 @@ class Probe:
 
     def _of_pass(self, config: RunConfig, pool: ThreadPoolExecutor) -> tuple[float, float] | None:
         """Seconds a token up to the hook and to the end, of one pass of several side by side."""
-        if told(config, "target_model", "is_here") is False:
+        if not _is_here(config):
             found = model_parameters(config)
             rate = OF_MODELS * product_rate(self.device)
             return found and (2 * found[0] / rate, 2 * found[1] / rate)
@@ -143,11 +144,23 @@ def _target(config: RunConfig, device: torch.device) -> TargetModel:
     """The target model on made-up tokens, or as it is where it takes none."""
     node = config.nodes["data"]
     if "context_tokens" in node:
-        node = {
-            TARGET: f"{__name__}.{MadeUp.__name__}",
-            "context_tokens": node["context_tokens"],
-        }
+        made_up = f"{__name__}.{MadeUp.__name__}"
+        node = {TARGET: made_up, "context_tokens": node["context_tokens"]}
     return build(config.nodes["target_model"], build(node), device)
+
+
+def _is_here(config: RunConfig) -> bool:
+    """Whether a target model can be loaded as it is; one that does not tell is not fetched."""
+    return told(config, "target_model", "is_here") is not False
+
+
+def _weight_bytes(config: RunConfig) -> int:
+    return (told(config, "target_model", "model_bytes") or (0, 0))[0]
+
+
+def _depth(run: Run) -> int:
+    """Parameters up to a run's hook."""
+    return (model_parameters(run.config) or (0, 0))[0]
 
 
 def _kind(config: RunConfig) -> str:
@@ -169,10 +182,7 @@ def _of_steps(device: torch.device, config: RunConfig) -> tuple[float, float]:
     for _ in range(WARM_UP):
         trainer.step(x, wanted=False)
         _thin_out(trainer, x, config.k)
-
-    def step() -> None:
-        trainer.step(x, wanted=False)
-
+    step = partial(trainer.step, x, wanted=False)
     step_s = min(_repeated(partial(_synchronised, step, device)))
     zero, batch = torch.zeros_like(x[0]), len(x)
     seconds = timed(lambda: measure(sae.eval(), x, zero, batch))

@@ -72,7 +72,12 @@ class Plan:
     @property
     def resumed(self) -> int:
         """How many of the runs to train have a checkpoint to go on from."""
-        return sum(run.files.saved_tokens > 0 for pack in self.packs for run in pack)
+        return sum(self.left(run) < run.config.total_tokens for pack in self.packs for run in pack)
+
+    def left(self, run: Run) -> int:
+        """Tokens that a run is yet to be trained on."""
+        saved = 0 if run in self.aside else run.files.saved_tokens
+        return max(0, run.config.total_tokens - saved)
 
     @property
     def repeated(self) -> int:

@@ -191,6 +191,24 @@ def test_a_plan_leaves_the_next_command_as_it_is(
     assert (after["finished"], after["to_train"]) == (2, 2)
 
 
+def test_what_a_checkpoint_has_is_not_trained_again_unless_force_says_so(
+    run: Callable[..., int], trainer: Trainer, planned: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """327,680 tokens in all, of which a checkpoint saw 300,032."""
+    words = ("name=it", "hydra/launcher=slurm")
+    assert run("name=it") == 0
+    [only] = trainer.runs
+    only.files.finished.unlink()
+    only.files.checkpoints.mkdir(exist_ok=True)
+    only.files.step(300_032).touch()
+    rest, anew = planned(*words), planned(*words, "force=true")
+    assert rest["packs"][0]["pass_tokens"] == rest["alone_tokens"] == 27_648
+    assert anew["packs"][0]["pass_tokens"] == anew["alone_tokens"] == 327_680
+    capsys.readouterr()
+    assert run("name=it", "force=true") == 0
+    assert "from a checkpoint" not in capsys.readouterr().out
+
+
 def test_a_mistake_is_refused_as_without_plan(
     trainer: Trainer,
     monkeypatch: pytest.MonkeyPatch,
