@@ -6,8 +6,8 @@ and way of the accelerator: the products of activations pair by pair, or as matr
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +27,15 @@ PREDICATES = ("engine.device.looks_whole", "engine.device.has_fused_kernels")
 HERE = ("training.pack.looks_whole", "training.saving.looks_whole")
 
 
+@contextmanager
+def branches_of_cuda() -> Generator[None]:
+    """Within it a CPU takes the branches that CUDA takes."""
+    with ExitStack() as patched:
+        for name in (*PREDICATES, *HERE):
+            patched.enter_context(patch(f"sae_sweeps.{name}", return_value=True))
+        yield
+
+
 def figures(folder: Path, *words: str, length: tuple[str, ...] = LENGTH) -> dict[str, float]:
     """What a run comes to, as this process computes."""
     [outcome] = train(small_run(folder, *length, *words))
@@ -36,9 +45,7 @@ def figures(folder: Path, *words: str, length: tuple[str, ...] = LENGTH) -> dict
 
 def as_on_cuda(folder: Path, *words: str, length: tuple[str, ...] = LENGTH) -> dict[str, float]:
     """What a run comes to where the accelerator's branches are taken."""
-    with ExitStack() as patched:
-        for name in (*PREDICATES, *HERE):
-            patched.enter_context(patch(f"sae_sweeps.{name}", return_value=True))
+    with branches_of_cuda():
         return figures(folder, "training.precision=bfloat16", *words, length=length)
 
 

@@ -1,0 +1,76 @@
+"""The one-page table of a run on a GPU."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .agenda import KERNELS, Part
+from .figures import Figures, Grid
+
+WIDTH = 100
+
+
+def figures_in(document: Mapping[str, Any]) -> Figures:
+    """What a document's parts found."""
+    return Figures({part["name"]: part["figures"] for part in document["parts"]})
+
+
+def table(document: Mapping[str, Any], parts: Sequence[Part]) -> str:
+    """All of it in plain text: the machine, what became of each part, goals, and grids."""
+    figures = figures_in(document)
+    lines = [*head(document), "", *became(document), "", *goals(document), "", KERNELS]
+    for part in parts:
+        if part.grid and (rows := grid(figures, part.name, part.grid)):
+            lines += ["", f"{part.name}: {part.grid.figure}", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def head(document: Mapping[str, Any]) -> list[str]:
+    """What ran where."""
+    machine = next(iter(figures_in(document).rows("machine", what="machine")), {})
+    names = ("gpu", "driver", "torch", "cuda", "python", "triton")
+    code = document["code"]
+    commit = code.get("commit", code.get("packed", {}).get("commit", "unknown"))
+    edited = " with changes" if code.get("edited") else ""
+    kind = "A rehearsal, whose figures mean nothing" if document["rehearsal"] else "A run"
+    return [
+        f"{kind}: {document['started']}, {document['seconds']:.0f} s, commit {commit}{edited}",
+        ", ".join(f"{name} {machine.get(name)}" for name in names),
+    ]
+
+
+def became(document: Mapping[str, Any]) -> list[str]:
+    """A line for each part, and one for whatever went wrong in it."""
+    lines = list[str]()
+    for part in document["parts"]:
+        times = f"{part['seconds']:7.1f} s of {part['limit_s']:.0f}"
+        lines.append(f"{part['name']:<12}{part['state']:<16}{times}, {len(part['figures'])} rows")
+        errors = [row["error"] for row in part["figures"] if "error" in row]
+        for error in [*errors[:3], part.get("error", "")]:
+            if error.strip():
+                lines.append(f"    {error.strip().splitlines()[-1]}"[:WIDTH])
+    return lines
+
+
+def goals(document: Mapping[str, Any]) -> list[str]:
+    """A line for each goal."""
+    lines = list[str]()
+    for goal in document["goals"]:
+        found = goal["figure"]
+        shown = "-" if found is None else f"{found:.4g}"
+        lines.append(f"{goal['goal']:<62}{shown:>10}  {goal['bound']:<8}{goal['verdict']}")
+    return lines
+
+
+def grid(figures: Figures, part: str, grid: Grid) -> list[str]:
+    """A line for each thing that was measured, with a column for each size."""
+    cells = dict[tuple[str, str], str]()
+    for row in figures.rows(part):
+        if grid.figure in row and grid.by in row:
+            cells[row[grid.by], row[grid.across]] = f"{row[grid.figure]:.4g}"
+    columns = list(dict.fromkeys(column for _, column in cells))
+    names = list(dict.fromkeys(name for name, _ in cells))
+    lines = [" " * 52 + "".join(f"{column:>16}" for column in columns)] if cells else []
+    for name in names:
+        shown = "".join(f"{cells.get((name, column), '-'):>16}" for column in columns)
+        lines.append(f"{name:<52}{shown}")
+    return lines
