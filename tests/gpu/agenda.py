@@ -4,6 +4,7 @@ The list of shared/GPU.md, section 6, without kernels of our own, of which there
 is read without torch or any package: the machine may lack them.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,10 +28,10 @@ class Part:
     """Whether it runs with the peers' packages, not with ours."""
     grid: Grid | None = None
 
-    @property
-    def module(self) -> str:
-        """What Python is to run."""
-        return f"tests.gpu.parts.{self.name}"
+    def command(self, rehearsal: bool) -> list[str]:
+        """What its process is started with."""
+        words = ["--rehearse"] if rehearsal else []
+        return [sys.executable, "-m", f"tests.gpu.parts.{self.name}", *words]
 
 
 ALLOCATED = ("topk", "mutual_choice", "feature_choice")
@@ -46,125 +47,111 @@ def figure(part: str, name: str, **where: object) -> Callable[[Figures], float |
     return lambda found: found.one(part, name, **where)
 
 
-def step_ms(found: Figures, size: str, method: str = "topk", aux: str = AS_CONFIGURED):
-    """A step of ours."""
-    return found.one("steps", "ms", size=size, method=method, aux=aux)
+def step_ms(found: Figures, size: str, aux: str = AS_CONFIGURED) -> float | None:
+    """A token step of ours."""
+    return found.one("steps", "ms", size=size, method="topk", aux=aux)
 
 
 def rates() -> tuple[Goal, ...]:
     """Of the machine itself."""
-    products = [("bfloat16", "bfloat16 product, TFLOP/s", 600.0)]
-    goals = [Goal("copy, TB/s", 4.0, figure("rates", "tb_per_s", what="copy"), at_least=True)]
-    for what, text, least in products:
-        for size in NAMES:
-            found = figure("rates", "tflop_per_s", what=what, size=size)
-            goals.append(Goal(f"{text}, {size}", least, found, at_least=True))
-    goals += [
-        Goal(
-            f"product with float32 output over bfloat16, {size}",
-            1.15,
-            lambda found, size=size: ratio(
-                found.one("rates", "ms", what="float32 output", size=size),
-                found.one("rates", "ms", what="bfloat16", size=size),
-            ),
-        )
-        for size in NAMES
-    ]
-    return tuple(goals)
+
+    def rate(size: str) -> Goal:
+        found = figure("rates", "tflop_per_s", what="bfloat16", size=size)
+        return Goal(f"bfloat16 product, TFLOP/s, {size}", 600.0, found, at_least=True)
+
+    def widened(size: str) -> Goal:
+        def found(figures: Figures) -> float | None:
+            wide = figures.one("rates", "ms", what="float32 output", size=size)
+            return ratio(wide, figures.one("rates", "ms", what="bfloat16", size=size))
+
+        return Goal(f"product with float32 output over bfloat16, {size}", 1.15, found)
+
+    copy = Goal("copy, TB/s", 4.0, figure("rates", "tb_per_s", what="copy"), at_least=True)
+    return (copy, *map(rate, NAMES), *map(widened, NAMES))
 
 
 def steps() -> tuple[Goal, ...]:
     """Of `Trainer.step`."""
 
-    def waits(methods: tuple[str, ...]) -> Callable[[Figures], float | None]:
-        return lambda found: max(
-            (
-                count
-                for method in methods
-                if (count := found.most("steps", "waits", method=method)) is not None
-            ),
-            default=None,
-        )
+    def token(size: str, d_sae: int) -> Goal:
+        return Goal(f"token step, {size}, ms", MOST_MS[d_sae], lambda found: step_ms(found, size))
+
+    def idle_aux(size: str) -> Goal:
+        def found(figures: Figures) -> float | None:
+            return ratio(step_ms(figures, size), step_ms(figures, size, aux="none"))
+
+        return Goal(f"aux_k with none dead over no aux loss, {size}", 1.02, found)
+
+    def waits(kind: str, methods: tuple[str, ...], most: float) -> Goal:
+        def found(figures: Figures) -> float | None:
+            counts = [figures.most("steps", "waits", method=method) for method in methods]
+            return max((count for count in counts if count is not None), default=None)
+
+        return Goal(f"waits of a step with {kind}, at most", most, found)
+
+    def off_plan(figures: Figures) -> float | None:
+        return figures.most("steps", "percent_off_plan")
 
     return (
-        *(
-            Goal(
-                f"token step, {size}, ms",
-                MOST_MS[of.d_sae],
-                lambda found, size=size: step_ms(found, size),
-            )
-            for size, of in zip(NAMES, SIZES, strict=True)
-        ),
-        *(
-            Goal(
-                f"aux_k with none dead over no aux loss, {size}",
-                1.02,
-                lambda found, size=size: ratio(
-                    step_ms(found, size), step_ms(found, size, aux="none")
-                ),
-            )
-            for size in NAMES
-        ),
-        Goal("waits of a step with an allocator, at most", 0, waits(ALLOCATED)),
-        Goal("waits of a step with a penalty, at most", 1, waits(PENALISED)),
-        Goal(
-            "peak of memory beside the plan's, % off at most",
-            10,
-            lambda found: found.most("steps", "percent_off_plan"),
-        ),
+        *(token(name, size.d_sae) for name, size in zip(NAMES, SIZES, strict=True)),
+        *map(idle_aux, NAMES),
+        waits("an allocator", ALLOCATED, 0),
+        waits("a penalty", PENALISED, 1),
+        Goal("peak of memory beside the plan's, % off at most", 10, off_plan),
     )
 
 
 def peers() -> tuple[Goal, ...]:
     """Of steps beside the peers' own."""
-    return tuple(
-        Goal(
-            f"{peer} TopK over our token step, autocast, {size}",
-            least,
-            lambda found, peer=peer, size=size: ratio(
-                found.one("peers", "ms", peer=peer, method="topk", size=size, autocast=True),
-                step_ms(found, size),
-            ),
-            at_least=True,
-        )
-        for peer, least in PEERS.items()
-        for size in NAMES[:2]
-    )
+
+    def faster(peer: str, size: str) -> Goal:
+        def found(figures: Figures) -> float | None:
+            where = {"peer": peer, "method": "topk", "size": size, "autocast": True}
+            return ratio(figures.one("peers", "ms", **where), step_ms(figures, size))
+
+        text = f"{peer} TopK over our token step, autocast, {size}"
+        return Goal(text, PEERS[peer], found, at_least=True)
+
+    return tuple(faster(peer, size) for peer in PEERS for size in NAMES[:2])
 
 
 def sweep() -> tuple[Goal, ...]:
     """Of 12 runs beside one of SAELens', the model's forward pass included in both."""
 
-    def one_run(found: Figures, tuned: bool) -> float | None:
-        where = {"size": NAMES[0], "autocast": tuned}
-        step = found.one("peers", "ms", peer="sae_lens", method="topk", **where)
-        forward = found.one("peers", "ms", peer="transformer_lens", method="forward", **where)
-        return step + forward if step is not None and forward is not None else None
+    def beside(how: str, tuned: bool, most: float) -> Goal:
+        def found(figures: Figures) -> float | None:
+            where = {"size": NAMES[0], "autocast": tuned}
+            step = figures.one("peers", "ms", peer="sae_lens", method="topk", **where)
+            forward = figures.one("peers", "ms", peer="transformer_lens", **where)
+            one_run = step + forward if step is not None and forward is not None else None
+            return ratio(figures.one("sweep", "ms", what="12 runs"), one_run)
 
-    return tuple(
-        Goal(
-            f"12 runs over one of SAELens' {how}",
-            most,
-            lambda found, tuned=tuned: ratio(
-                found.one("sweep", "ms", what="12 runs"), one_run(found, tuned)
-            ),
-        )
-        for how, tuned, most in (("tuned", True, 2.0), ("at its defaults", False, 0.6))
-    )
+        return Goal(f"12 runs over one of SAELens' {how}", most, found)
+
+    return beside("tuned", True, 2.0), beside("at its defaults", False, 0.6)
 
 
 def bits() -> tuple[Goal, ...]:
     """Of runs that should end in equal weights."""
-    return tuple(
-        Goal(
-            f"runs whose weights differ, deterministic={str(deterministic).lower()}",
-            0,
-            lambda found, deterministic=deterministic: found.one(
-                "bits", "differing", what="all", deterministic=deterministic
-            ),
-        )
-        for deterministic in (False, True)
-    )
+
+    def differing(deterministic: bool) -> Goal:
+        found = figure("bits", "differing", what="all", deterministic=deterministic)
+        text = f"runs whose weights differ, deterministic={str(deterministic).lower()}"
+        return Goal(text, 0, found)
+
+    return differing(False), differing(True)
+
+
+def quality() -> tuple[Goal, ...]:
+    """Of what runs end in."""
+    text = "FVU of 400 steps beside dense products in float32, % off at most"
+    return (Goal(text, 0.5, lambda found: found.most("quality", "percent_off")),)
+
+
+def capture() -> tuple[Goal, ...]:
+    """Of what launches cost."""
+    found = figure("capture", "replayed_over_eager")
+    return (Goal("a captured token step of 2,048 latents over an eager one", 0.5, found),)
 
 
 PARTS = (
@@ -175,27 +162,6 @@ PARTS = (
     Part("peers", 80, peers(), peers=True, grid=Grid("ms", "step")),
     Part("sweep", 65, sweep()),
     Part("bits", 45, bits()),
-    Part(
-        "quality",
-        40,
-        (
-            Goal(
-                "FVU of 400 steps beside dense products in float32, % off at most",
-                0.5,
-                lambda found: found.most("quality", "percent_off"),
-            ),
-        ),
-        grid=Grid("fvu", "method", "way"),
-    ),
-    Part(
-        "capture",
-        25,
-        (
-            Goal(
-                "a captured token step of 2,048 latents over an eager one",
-                0.5,
-                figure("capture", "replayed_over_eager"),
-            ),
-        ),
-    ),
+    Part("quality", 40, quality(), grid=Grid("fvu", "method", across="way")),
+    Part("capture", 25, capture()),
 )

@@ -53,8 +53,8 @@ def run(
     state = OVER if code is None else FAILED if code else DONE
     if state == DONE and any("error" in row for row in figures):
         state = IN_PART
-    told = {"name": name, "state": state, "limit_s": limit_s, "figures": figures}
-    told["seconds"] = round(time.monotonic() - began, 2)
+    told: dict[str, Any] = {"name": name, "state": state, "limit_s": limit_s}
+    told |= {"seconds": round(time.monotonic() - began, 2), "figures": figures}
     if rubbish:
         told["not_figures"] = rubbish[:FEW]
     if state in (FAILED, OVER):

@@ -34,7 +34,7 @@ def measure(here: Place) -> None:
 
             eager = here.milliseconds(step)
             inside = kernels(here, step)
-            here.tell(aux=aux, eager_ms=eager, kernel_ms=inside.ms, kernels=inside.count)
+            here.tell(aux=aux, eager_ms=eager, kernel_ms=inside.ms, kernels=inside.launched)
             if here.device.type != "cuda":
                 here.tell(aux=aux, left_out="only CUDA captures: the eager half alone was run")
                 continue

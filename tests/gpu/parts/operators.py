@@ -4,6 +4,7 @@ Pairs are drawn evenly over the latents, or so that one latent is in every secon
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,30 +67,21 @@ def sums_and_dots(here: Place, size: Size) -> Iterator[tuple[str, Work]]:
     W_dec = torch.randn(size.d_sae, size.d_in, device=here.device, requires_grad=True)
     x = torch.randn(size.batch, size.d_in, device=here.device)
     for kind, skewed in (("even", False), ("one latent on half of all tokens", True)):
-        pairs = pairs_of(here, size, skewed)
-        values = torch.rand(len(pairs.flat), device=here.device)
-        rows = W_dec.detach()
-        yield (
-            f"embedding_bag by token, {kind}",
-            lambda pairs=pairs, values=values: sparse.times(pairs, values, rows),
-        )
-        yield (
-            f"embedding_bag by latent, {kind}",
-            lambda pairs=pairs, values=values: sparse.transposed_times(pairs, values, x),
-        )
-        yield (
-            f"decode and its gradients, {kind}",
-            lambda pairs=pairs, values=values: decoded(pairs, values, W_dec, x),
-        )
-        yield f"sampled_addmm, {kind}", lambda pairs=pairs: sparse.products(pairs, x, rows)
-        order, _, starts = pairs.by_latent
-        ordered = values.index_select(0, order)
-        yield (
-            f"segment_reduce, {kind}",
-            lambda ordered=ordered, starts=starts: torch.segment_reduce(
-                ordered, "sum", offsets=starts, unsafe=True
-            ),
-        )
+        for operator, work in at_pairs(pairs_of(here, size, skewed), W_dec, x):
+            yield f"{operator}, {kind}", work
+
+
+def at_pairs(pairs: Pairs, W_dec: Tensor, x: Tensor) -> Iterator[tuple[str, Work]]:
+    """The products of a step at these pairs."""
+    values, rows = torch.rand(len(pairs.flat), device=x.device), W_dec.detach()
+    order, _, starts = pairs.by_latent
+    ordered = values.index_select(0, order)
+    yield "embedding_bag by token", lambda: sparse.times(pairs, values, rows)
+    yield "embedding_bag by latent", lambda: sparse.transposed_times(pairs, values, x)
+    yield "decode and its gradients", lambda: decoded(pairs, values, W_dec, x)
+    yield "sampled_addmm", lambda: sparse.products(pairs, x, rows)
+    sums = partial(torch.segment_reduce, ordered, "sum", offsets=starts, unsafe=True)
+    yield "segment_reduce", sums
 
 
 def decoded(pairs: Pairs, values: Tensor, W_dec: Tensor, grad: Tensor) -> None:
@@ -101,13 +93,13 @@ def decoded(pairs: Pairs, values: Tensor, W_dec: Tensor, grad: Tensor) -> None:
 
 def weights(here: Place, size: Size) -> Iterator[tuple[str, Work]]:
     """What is done to the weights once their gradients are there."""
-    parameters = [
-        torch.nn.Parameter(torch.randn(size.d_sae, size.d_in, device=here.device)) for _ in range(2)
-    ]
-    for parameter in parameters:
-        parameter.grad = torch.randn_like(parameter)
-    adam = Adam(parameters, [1.0, 1.0], lr=1e-4, beta1=0.9, beta2=0.999)
-    first, grad = parameters[0], parameters[0].grad
+
+    def drawn() -> Tensor:
+        return torch.randn(size.d_sae, size.d_in, device=here.device)
+
+    grad, (first, second) = drawn(), (torch.nn.Parameter(drawn()) for _ in range(2))
+    first.grad, second.grad = grad, drawn()
+    adam = Adam([first, second], [1.0, 1.0], lr=1e-4, beta1=0.9, beta2=0.999)
     yield "gradients' norm", lambda: adam.clip(1.0)
     yield "Adam, fused, with a divisor", lambda: clipped_update(adam)
     yield "weight norm's backward, of the decoder", lambda: projected(grad, first)

@@ -86,6 +86,7 @@ def sae_lens(here: Place, method: str, size: Size, autocast: bool, x: Tensor) ->
 
 def dictionary_learning(here: Place, method: str, size: Size, autocast: bool, x: Tensor) -> Step:
     """`TopKTrainer.update`."""
+    assert method == "topk"
     module: Any = importlib.import_module("dictionary_learning.trainers.top_k")
     trainer = module.TopKTrainer(
         steps=STEPS,
@@ -108,6 +109,7 @@ def dictionary_learning(here: Place, method: str, size: Size, autocast: bool, x:
 
 def sparsify(here: Place, method: str, size: Size, autocast: bool, x: Tensor) -> Step:
     """`SparseCoder`, its loss and its decoder's norm as its trainer has them, with Adam."""
+    assert method == "topk"
     package: Any = importlib.import_module("sparsify")
     given = package.SparseCoderConfig(num_latents=size.d_sae, k=size.k)
     sae = package.SparseCoder(size.d_in, given, device=here.device.type)

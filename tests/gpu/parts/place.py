@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -77,7 +78,7 @@ class Place:
             work()
             marks.append(self._mark())
         self.settle()
-        return [_between(*pair) for pair in zip(marks, marks[1:], strict=False)]
+        return [_between(*pair) for pair in pairwise(marks)]
 
     def _mark(self) -> Any:
         if self.device.type != "cuda":
@@ -109,7 +110,7 @@ class Kernels(NamedTuple):
 
     ms: float
     """The kernels' own time, without gaps."""
-    count: int
+    launched: int
     dearest: dict[str, float]
     """Names and ms of those that took most."""
 
@@ -126,7 +127,8 @@ def kernels(place: Place, work: Callable[[], object], calls: int = 2, named: int
         place.settle()
     field = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     rows = [(getattr(row, field) / 1e3 / calls, row.count, row.key) for row in seen.key_averages()]
-    rows.sort(reverse=True)
+    # Calls of the driver's are told of as well, which take the device no time.
+    rows = sorted((row for row in rows if row[0] > 0), reverse=True)
     dearest = {key[:80]: round(ms, 4) for ms, _, key in rows[:named]}
     return Kernels(sum(ms for ms, *_ in rows), sum(row[1] for row in rows) // calls, dearest)
 

@@ -28,6 +28,9 @@ AUX = {AS_CONFIGURED: (), "none": ("aux_loss=none",), f"{DEAD:.0%} dead": ()}
 
 def measure(here: Place) -> None:
     """Token choice in all its forms at each size, then the other methods."""
+    x = torch.randn(64, 64, device=here.device)
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.mm(x.to(dtype), x.to(dtype))  # the product's workspaces are of no step
     for method in METHODS:
         for name, size in here.sizes.items():
             for aux in AUX if method == "topk" else (AS_CONFIGURED,):
@@ -49,6 +52,7 @@ def trainer_on(here: Place, size: Size, *options: str) -> Trainer:
 def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     """The figures of a step."""
     options = [f"method={method}", *METHODS[method], *AUX[aux]]
+    before = torch.cuda.memory_allocated() if here.device.type == "cuda" else 0
     trainer = trainer_on(here, size, *options)
     batches = [batch(here, size, seed) for seed in range(BATCHES)]
     dead = int(DEAD * size.d_sae) if "dead" in aux else 0
@@ -63,7 +67,7 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     for _ in range(2):  # Adam's moments come to be
         work()
     memory = of_run(config_of(size, *options), size.d_in)
-    peak = peak_bytes(here, work)
+    peak = peak_bytes(here, work, before + sum(x.nbytes for x in batches[1:]))
     planned = memory.held + memory.step
     found: dict[str, Any] = {"peak_bytes": peak, "planned_bytes": planned}
     if peak is not None:
@@ -73,19 +77,19 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     found["ms"] = here.milliseconds(work)
     found["host_ms"] = here.host_milliseconds(work)
     inside = kernels(here, work)
-    found |= {"kernel_ms": inside.ms, "kernels": inside.count, "dearest": inside.dearest}
+    found |= {"kernel_ms": inside.ms, "kernels": inside.launched, "dearest": inside.dearest}
     return found | {"dead": int(trainer.dead.count_nonzero()), "bfloat16": trainer.bfloat16}
 
 
-def peak_bytes(here: Place, work: Callable[[], None]) -> int | None:
-    """What tensors take at most in a step, the weights included."""
+def peak_bytes(here: Place, work: Callable[[], None], others: int) -> int | None:
+    """What tensors take at most in a step, the weights included, and `others` left out."""
     if here.device.type != "cuda":
         return None
     here.settle()
     torch.cuda.reset_peak_memory_stats()
     work()
     here.settle()
-    return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() - others
 
 
 def waits(here: Place, work: Callable[[], None]) -> list[str]:

@@ -7,6 +7,13 @@ from types import ModuleType
 from typing import Any
 
 
+class Anything:
+    """Takes whatever it is made with."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        del args, options
+
+
 class Stub(ModuleType):
     """A module in which every name is a class of that name."""
 
@@ -15,7 +22,7 @@ class Stub(ModuleType):
             return "99.0"
         if name.startswith("__"):
             raise AttributeError(name)
-        value = type(name, (), {"__init__": lambda self, *args, **options: None})
+        value = type(name, (Anything,), {})
         setattr(self, name, value)
         return value
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from transformers import GPT2Config
 
+from sae_sweeps.config.options import RunConfig
 from sae_sweeps.launching.packs import freeze, thaw
+from sae_sweeps.launching.progress import Quiet
 from sae_sweeps.launching.work import Work
 from sae_sweeps.record.manifest import Pack as PackOfManifest
 from sae_sweeps.record.plan import Plan, Point, make_plan
@@ -24,7 +26,7 @@ from sae_sweeps.tracking.off import Off
 from tests.benchmarks.harvest import saved_model
 from tests.gpu.agenda import ALLOCATED
 from tests.gpu.sizes import NAMES, Size
-from tests.support.small import Quiet, small_run
+from tests.support.small import small_run
 
 from .ours import main, words
 from .place import Place
@@ -43,23 +45,27 @@ class Watch(Quiet):
     take turns, so that nothing else happens meanwhile.
     """
 
-    def __init__(self, chunk_tokens: int) -> None:
-        self.chunk_tokens = chunk_tokens
+    def __init__(self, runs: int, config: RunConfig) -> None:
+        super().__init__(runs, runs * config.total_tokens)
+        self.chunk_tokens = config.stream.chunk_tokens
         self.began = self.ended = 0.0
         self._tokens = Counter[int]()
         self._trained = dict[int, float]()
         self._finishing = dict[float, float]()
 
     def advance(self, run: int, tokens: int) -> None:
+        super().advance(run, tokens)
         self._tokens[run] += tokens
         if not self.began and self._tokens[run] > self.chunk_tokens:
             self.began = time.perf_counter()
 
     def metrics(self, run: int, figures: dict[str, float]) -> None:
         """The figures were waited for: what was queued until then is done."""
+        super().metrics(run, figures)
         self._trained[run] = self.ended = time.perf_counter()
 
     def finished(self, run: int, status: str) -> None:
+        super().finished(run, status)
         began = self._trained[run]
         self._finishing[began] = time.perf_counter() - began
 
@@ -112,7 +118,7 @@ def swept(here: Place, plan: Plan) -> None:
     [runs] = plan.packs
     [path] = freeze(plan, [PackOfManifest("1-0", [run.name for run in runs], None)])
     work, began = Work(thaw(path).runs), time.perf_counter()
-    watch = Watch(runs[0].config.stream.chunk_tokens)
+    watch = Watch(len(runs), runs[0].config)
     work.load(watch)
     loaded = time.perf_counter()
     harvest = work.pack.harvest if work.pack else None
