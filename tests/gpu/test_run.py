@@ -82,10 +82,7 @@ def test_whatever_a_part_does_is_written_down_and_the_next_goes_on(run: Run) -> 
         said("partly", tells(ms=5.0), tells(error="Traceback\nOutOfMemoryError: 5 GB")),
         said("looks", *look),
     )
-    assert found["sound"]["figures"] == [
-        {"what": "first", "ms": 1.5},
-        {"what": "second", "ms": 2.5},
-    ]
+    assert [row["what"] for row in found["sound"]["figures"]] == ["first", "second"]
     states = [found[name]["state"] for name in found]
     assert states == [
         *(process.DONE, process.FAILED, process.OVER, process.DONE, process.FAILED),
@@ -211,6 +208,7 @@ def test_wheels_that_cannot_be_carried_are_refused(
     (folder / "old").touch()
 
     def downloaded(verb: str, into: Path, words: Sequence[str]) -> None:
+        assert words
         tag = "py3-none-any" if name == "large" else "cp312-cp312-linux_x86_64"
         (into / f"{verb}-1.0-{tag}.whl").write_bytes(bytes(100))
 

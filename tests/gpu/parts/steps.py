@@ -58,9 +58,12 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     dead = int(DEAD * size.d_sae) if "dead" in aux else 0
     turn = 0
 
+    def mark() -> None:
+        trainer.tokens_since_fired[:dead] = LONG_AGO
+
     def work() -> None:
         nonlocal turn
-        trainer.tokens_since_fired[:dead] = LONG_AGO
+        mark()
         trainer.step(batches[turn % BATCHES], wanted=False)
         turn += 1
 
@@ -78,6 +81,7 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     found["host_ms"] = here.host_milliseconds(work)
     inside = kernels(here, work)
     found |= {"kernel_ms": inside.ms, "kernels": inside.launched, "dearest": inside.dearest}
+    mark()  # else those that fired just now would not count
     return found | {"dead": int(trainer.dead.count_nonzero()), "bfloat16": trainer.bfloat16}
 
 
