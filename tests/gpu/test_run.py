@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -53,7 +53,7 @@ def said(name: str, *lines: str, limit_s: float = 30.0, **more: Any) -> Said:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run without parts or wheels, whose document a test looks at."""
-    monkeypatch.setattr(driver, "installed", lambda *_: dict.fromkeys(KINDS, tmp_path))
+    monkeypatch.setattr(driver, "installed", Mock(return_value=dict.fromkeys(KINDS, tmp_path)))
     (tmp_path / wheels.PACKED).write_text("{}")
     return Run([], tmp_path / "out", tmp_path, rehearsal=False)
 
@@ -196,28 +196,6 @@ def test_an_unknown_part_is_told_in_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert "stesp" in line and "steps" in line
-
-
-@pytest.mark.parametrize("name", ["large", "foreign"])
-def test_wheels_that_cannot_be_carried_are_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was gathered before stays."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    (folder / "old").touch()
-
-    def downloaded(verb: str, into: Path, words: Sequence[str]) -> None:
-        assert words
-        tag = "py3-none-any" if name == "large" else "cp312-cp312-linux_x86_64"
-        (into / f"{verb}-1.0-{tag}.whl").write_bytes(bytes(100))
-
-    monkeypatch.setattr(wheels, "_pip", downloaded)
-    monkeypatch.setattr(wheels, "MOST_BYTES", 50 if name == "large" else 10**6)
-    with pytest.raises(wheels.Unpacked, match="allowed" if name == "large" else "Python alone"):
-        wheels.pack(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
-    assert [path.name for path in folder.iterdir()] == ["old"]
 
 
 # --- A rehearsal ---------------------------------------------------------------------------
