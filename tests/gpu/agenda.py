@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .figures import Figures, Goal, Grid, ratio
-from .sizes import MOST_MS, NAMES, SIZES
+from .sizes import ALLOCATED, MOST_MS, NAMES, PENALISED, SIZES
 
 TOTAL_S = 480.0
 """For everything; a part that would begin later is left out."""
@@ -34,8 +34,6 @@ class Part:
         return [sys.executable, "-m", f"tests.gpu.parts.{self.name}", *words]
 
 
-ALLOCATED = ("topk", "mutual_choice", "feature_choice")
-PENALISED = ("relu", "jumprelu", "gated")
 PEERS = {"sae_lens": 5.0, "dictionary_learning": 2.5, "sparsify": 2.0}
 """How many times as fast as their own training step ours is to be, in bfloat16 all."""
 AS_CONFIGURED = "as configured"
@@ -90,7 +88,7 @@ def steps() -> tuple[Goal, ...]:
         return Goal(f"waits of a step with {kind}, at most", most, found)
 
     def off_plan(figures: Figures) -> float | None:
-        return figures.most("steps", "percent_off_plan")
+        return figures.most("steps", "percent_off_plan", aux=AS_CONFIGURED)
 
     return (
         *(token(name, size.d_sae) for name, size in zip(NAMES, SIZES, strict=True)),
@@ -155,13 +153,13 @@ def capture() -> tuple[Goal, ...]:
 
 
 PARTS = (
-    Part("machine", 30),
+    Part("machine", 40),
     Part("rates", 35, rates()),
     Part("operators", 50, grid=Grid("ms", "operator")),
     Part("steps", 95, steps(), grid=Grid("ms", "step")),
     Part("peers", 80, peers(), peers=True, grid=Grid("ms", "step")),
     Part("sweep", 65, sweep()),
-    Part("bits", 45, bits()),
+    Part("bits", 40, bits()),
     Part("quality", 40, quality(), grid=Grid("fvu", "method", across="way")),
-    Part("capture", 25, capture()),
+    Part("capture", 20, capture()),
 )

@@ -15,9 +15,9 @@ from unittest.mock import patch
 from sae_sweeps.record.result import Result
 from tests.support.small import small_run, train
 
-METHODS = ("topk", "mutual_choice", "feature_choice", "relu", "jumprelu", "gated")
-LISTED = ("topk", "mutual_choice", "feature_choice")
-"""Methods whose activations an accelerator lists."""
+from .sizes import ALLOCATED, PENALISED
+
+METHODS = (*ALLOCATED, *PENALISED)
 LENGTH = (
     *("k=16", "d_sae=1024", "stream.batch_tokens=1024", "stream.chunk_tokens=32768"),
     *("stream.calibration_tokens=16384", "training.tokens=327680"),
@@ -55,7 +55,7 @@ def compared(
     """How far the accelerator's ways end from the CPU's."""
     words = [f"method={method}", f"seed={seed}"]
     own = figures(folder / "cpu", *words, length=length)
-    for engine in ("sparse", "dense") if method in LISTED else ("auto",):
+    for engine in ("sparse", "dense") if method in ALLOCATED else ("auto",):
         other = as_on_cuda(folder / engine, *words, f"engine={engine}", length=length)
         yield {
             "method": method,

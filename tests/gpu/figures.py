@@ -1,8 +1,9 @@
 """What parts found: rows of figures, and what is asked of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 Row = Mapping[str, Any]
 
@@ -19,13 +20,21 @@ class Figures:
 
     def one(self, part: str, figure: str, **where: Any) -> float | None:
         """A figure of the last such row; None where there is none."""
-        found = [row[figure] for row in self.rows(part, **where) if figure in row]
+        found = self._numbers(part, figure, where)
         return found[-1] if found else None
 
     def most(self, part: str, figure: str, **where: Any) -> float | None:
         """The largest of such rows' figures; None where there are none."""
+        return max(self._numbers(part, figure, where), default=None)
+
+    def _numbers(self, part: str, figure: str, where: Row) -> list[float]:
         found = [row.get(figure) for row in self.rows(part, **where)]
-        return max((number for number in found if number is not None), default=None)
+        return [each for each in found if is_number(each)]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a figure can be shown and compared: a part may have told anything."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def ratio(above: float | None, below: float | None) -> float | None:

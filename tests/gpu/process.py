@@ -10,8 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from tests.support.places import ROOT
+
 TAIL = 2_000
 """Characters of what went wrong that are kept."""
+LEAVING_S = 10
+"""What a killed process may take to be gone."""
 FEW = 5
 """Lines kept that are no figures."""
 
@@ -38,6 +42,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
+            cwd=ROOT,
             env=environment,
             process_group=0,
         )
@@ -48,7 +53,8 @@ def run(
         finally:  # also where somebody ends this process: nothing goes on behind its back
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a device that hangs may hold it
+                process.wait(timeout=LEAVING_S)
     figures, rubbish = figures_of(out.read_text(encoding="utf-8", errors="replace"))
     state = OVER if code is None else FAILED if code else DONE
     if state == DONE and any("error" in row for row in figures):

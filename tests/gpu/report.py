@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .agenda import KERNELS, Part
-from .figures import Figures, Grid
+from .agenda import AS_CONFIGURED, KERNELS, Part
+from .figures import Figures, Grid, is_number
 
 WIDTH = 100
 
@@ -21,6 +21,8 @@ def table(document: Mapping[str, Any], parts: Sequence[Part]) -> str:
     for part in parts:
         if part.grid and (rows := grid(figures, part.name, part.grid)):
             lines += ["", f"{part.name}: {part.grid.figure}", *rows]
+    if rows := beside_ours(figures):
+        lines += ["", "peers' steps over ours, as configured", *rows]
     return "\n".join(lines) + "\n"
 
 
@@ -44,7 +46,7 @@ def became(document: Mapping[str, Any]) -> list[str]:
     for part in document["parts"]:
         times = f"{part['seconds']:7.1f} s of {part['limit_s']:.0f}"
         lines.append(f"{part['name']:<12}{part['state']:<16}{times}, {len(part['figures'])} rows")
-        errors = [row["error"] for row in part["figures"] if "error" in row]
+        errors = [str(row["error"]) for row in part["figures"] if "error" in row]
         for error in [*errors[:3], part.get("error", "")]:
             if error.strip():
                 lines.append(f"    {error.strip().splitlines()[-1]}"[:WIDTH])
@@ -65,8 +67,24 @@ def grid(figures: Figures, part: str, grid: Grid) -> list[str]:
     """A line for each thing that was measured, with a column for each size."""
     cells = dict[tuple[str, str], str]()
     for row in figures.rows(part):
-        if grid.figure in row and grid.by in row:
-            cells[row[grid.by], row[grid.across]] = f"{row[grid.figure]:.4g}"
+        if is_number(row.get(grid.figure)):
+            cells[str(row.get(grid.by)), str(row.get(grid.across))] = f"{row[grid.figure]:.4g}"
+    return tabulated(cells)
+
+
+def beside_ours(figures: Figures) -> list[str]:
+    """How many times our own step of the same method a peer's takes, as we are configured."""
+    cells = dict[tuple[str, str], str]()
+    for row in figures.rows("peers"):
+        where = {"method": row.get("method"), "size": row.get("size"), "aux": AS_CONFIGURED}
+        own = figures.one("steps", "ms", **where)
+        if own and is_number(row.get("ms")):
+            cells[str(row.get("step")), str(row.get("size"))] = f"{row['ms'] / own:.3g} ×"
+    return tabulated(cells)
+
+
+def tabulated(cells: Mapping[tuple[str, str], str]) -> list[str]:
+    """A line for each first word of cells, a column for each second one."""
     columns = list(dict.fromkeys(column for _, column in cells))
     names = list(dict.fromkeys(name for name, _ in cells))
     lines = [" " * 52 + "".join(f"{column:>16}" for column in columns)] if cells else []

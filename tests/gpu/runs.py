@@ -5,16 +5,13 @@ from pathlib import Path
 from sae_sweeps.config.options import RunConfig
 from tests.support.small import small_run
 
-from .sizes import Size
+from .sizes import ALLOCATED, PENALISED, Size
 
-METHODS = {
-    "topk": (),
-    "mutual_choice": (),
+METHODS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((*ALLOCATED, *PENALISED), ()),
     "feature_choice": ("allocator=feature_choice_scratch",),  # what it does after its start
-    "relu": (),
-    "jumprelu": (),
-    "gated": (),
 }
+"""And the words for what is looked at of each."""
 
 
 def config_of(size: Size, *words: str) -> RunConfig:

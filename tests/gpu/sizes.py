@@ -1,6 +1,11 @@
-"""The sizes at which steps are counted on fake tensors, and timed on real ones."""
+"""The methods and sizes whose steps are counted on fake tensors, and timed on real ones."""
 
 from typing import NamedTuple
+
+ALLOCATED = ("topk", "mutual_choice", "feature_choice")
+"""Methods with an allocator, and the number of active latents known before."""
+PENALISED = ("relu", "jumprelu", "gated")
+"""Methods with a penalty."""
 
 
 class Size(NamedTuple):

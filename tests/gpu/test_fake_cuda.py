@@ -10,13 +10,11 @@ import pytest
 from tests.support.places import CONF
 
 from .fake_cuda import ask, build
-from .sizes import MOST_MS
+from .sizes import ALLOCATED, MOST_MS, PENALISED
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fake_cuda")]
 
 MOST_OPERATORS = 110
-ALLOCATED = ("topk", "mutual_choice", "feature_choice")
-PENALISED = ("relu", "jumprelu", "gated")
 ARCHITECTURES = sorted(path.stem for path in (CONF / "architecture").glob("*.yaml"))
 
 

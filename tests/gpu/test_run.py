@@ -1,9 +1,8 @@
-"""tests/gpu/run: what it writes down, whatever its parts do, and a rehearsal of all of them."""
+"""tests/gpu/run: what it writes down, whatever its parts do, and where."""
 
 import json
-import os
-import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.support.places import ROOT
-
 from . import agenda, driver, process, wheels
 from .agenda import PARTS, TOTAL_S, Part
-from .driver import RESULTS, Run
+from .commands import RUN, command
+from .driver import RESULTS, Run, place
 from .figures import Figures, Goal, Grid
-from .installed import KINDS, installed
+from .installed import KINDS
 
-HERE = ROOT / "tests" / "gpu"
-ON_CUDA_ALONE = {
-    "peak of memory beside the plan's, % off at most",
-    "a captured token step of 2,048 latents over an eager one",
-}
-"""Goals that a CPU has no figure for."""
 INSTALLING_S = 10.0
 
 
@@ -157,6 +149,32 @@ def test_what_is_no_number_stands_as_null(run: Run) -> None:
     assert done(run, said("part", code))["part"]["figures"] == [{"ms": None, "other": [None, 1.0]}]
 
 
+def test_strange_figures_do_no_harm(run: Run) -> None:
+    """What is told of a part is for tables too, and these may not be what ends a run."""
+    rows: list[dict[str, Any]] = [
+        {"ms": None, "what": "a"},
+        {"ms": "much", "what": ["a"], "size": {"d": 1}},
+        {"error": 5},
+        {"ms": 2.5, "what": ["b"]},
+    ]
+    goal = Goal("a goal", 1, lambda found: found.most("part", "ms"))
+    lines = [tells(**row) for row in rows]
+    part = said("part", *lines, goals=(goal,), grid=Grid("ms", "what"))
+    assert done(run, part)["part"]["figures"] == rows
+    assert "2.5" in (run.out / "gpu.txt").read_text()
+
+
+def test_results_go_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal's never lie among real ones, unless somebody says so."""
+    monkeypatch.delenv("OUT", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert place(None, rehearsal=False) == RESULTS
+    assert place(None, rehearsal=True).parent == tmp_path
+    monkeypatch.setenv("OUT", "elsewhere")
+    assert place(None, rehearsal=True) == place(None, rehearsal=False) == Path("elsewhere")
+    assert place(tmp_path, rehearsal=False) == tmp_path
+
+
 def test_limits_leave_room_for_the_installation() -> None:
     assert sum(part.limit_s for part in PARTS) + INSTALLING_S <= TOTAL_S
 
@@ -169,22 +187,11 @@ def test_figures_are_found_by_what_rows_say() -> None:
     assert figures.most("other", "ms") is None
 
 
-# --- Wheels ----------------------------------------------------------------------------------
-
-
-def command(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """One of the two commands, with this interpreter."""
-    given = {name: value for name, value in os.environ.items() if name not in ("OUT", "PYTHONPATH")}
-    return subprocess.run(
-        [*map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**given, "PYTHON": sys.executable, **more},
-    )
+# --- The command ----------------------------------------------------------------------------------
 
 
 def test_missing_wheels_are_told_in_one_line(tmp_path: Path) -> None:
-    words = HERE / "run", "--rehearse", "--out", tmp_path, "--wheels", tmp_path / "none"
+    words = RUN, "--rehearse", "--out", tmp_path, "--wheels", tmp_path / "none"
     ended = command(*words)
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
@@ -192,94 +199,7 @@ def test_missing_wheels_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_part_is_told_in_one_line(tmp_path: Path) -> None:
-    ended = command(HERE / "run", "--only", "rates,stesp", "--out", tmp_path)
+    ended = command(RUN, "--only", "rates,stesp", "--out", tmp_path)
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert "stesp" in line and "steps" in line
-
-
-# --- A rehearsal ---------------------------------------------------------------------------
-
-slow = [pytest.mark.slow, pytest.mark.xdist_group("gpu_run")]
-
-
-def rehearsing(test: Any) -> Any:
-    """Mark a test that looks at the rehearsal, which one worker does once."""
-    for mark in slow:
-        test = mark(test)
-    return test
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packed") / "wheels"
-    ended = command(HERE / "pack", "--into", folder)
-    assert ended.returncode == 0, ended.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rehearsal(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
-    """The document and the table."""
-    out = tmp_path_factory.mktemp("rehearsal")
-    ended = command(HERE / "run", "--rehearse", "--wheels", packed, OUT=str(out))
-    assert ended.returncode == 0, ended.stderr
-    document = json.loads((out / "gpu.json").read_text())
-    assert ended.stdout.startswith((out / "gpu.txt").read_text())
-    return document, ended.stdout
-
-
-@rehearsing
-def test_wheels_are_few_and_installed_apart(packed: Path, tmp_path: Path) -> None:
-    told = json.loads((packed / wheels.PACKED).read_text())
-    assert told["wheels"] == sorted(path.name for path in packed.rglob("*.whl"))
-    assert len(told["commit"]) == 40
-    folders = installed(packed, tmp_path)
-    versions = {
-        kind: next(folder.glob("transformer_lens-*.dist-info")).name
-        for kind, folder in folders.items()
-    }
-    assert versions["ours"] > "transformer_lens-4" > versions["peers"]
-
-
-@rehearsing
-def test_every_part_is_rehearsed(rehearsal: tuple[Any, str]) -> None:
-    document, _ = rehearsal
-    assert document["rehearsal"]
-    assert [part["name"] for part in document["parts"]] == [part.name for part in PARTS]
-    for part in document["parts"]:
-        errors = [row for row in part["figures"] if "error" in row]
-        assert part["state"] == process.DONE, (part.get("error"), errors)
-        assert part["figures"] and "not_figures" not in part, part
-
-
-@rehearsing
-def test_every_goal_finds_its_figure(rehearsal: tuple[Any, str]) -> None:
-    document, printed = rehearsal
-    wanted = [goal.text for part in PARTS for goal in part.goals]
-    assert [goal["goal"] for goal in document["goals"]] == wanted
-    assert {goal["goal"] for goal in document["goals"] if goal["figure"] is None} == ON_CUDA_ALONE
-    assert {goal["verdict"] for goal in document["goals"]} == {"not judged"}
-    for text in (*wanted, "rehearsal", agenda.KERNELS):
-        assert text in printed
-
-
-@rehearsing
-def test_every_method_and_peer_is_timed(rehearsal: tuple[Any, str]) -> None:
-    figures = Figures({part["name"]: part["figures"] for part in rehearsal[0]["parts"]})
-    for method in (*agenda.ALLOCATED, *agenda.PENALISED):
-        rows = figures.rows("steps", method=method, aux=agenda.AS_CONFIGURED)
-        assert len(rows) == 3
-        assert all(row["ms"] > 0 and row["kernels"] > 0 and row["bfloat16"] for row in rows)
-    dead = [row["dead"] for row in figures.rows("steps") if "dead" in row["aux"]]
-    assert len(dead) == 3 and min(dead) > 0
-    for peer in agenda.PEERS:
-        assert {row["autocast"] for row in figures.rows("peers", peer=peer)} == {True, False}
-    assert figures.one("sweep", "runs", what="12 runs") == 12
-
-
-@rehearsing
-def test_a_rehearsal_leaves_no_results_where_real_ones_lie(rehearsal: tuple[Any, str]) -> None:
-    del rehearsal
-    found = RESULTS / "gpu.json"
-    assert not found.exists() or not json.loads(found.read_text())["rehearsal"]

@@ -11,7 +11,7 @@ import torch
 from sae_sweeps.training.trainer import Trainer
 from tests.gpu.sizes import Size
 
-from .ours import batch, main
+from .ours import main
 from .place import Place, kernels
 from .steps import AUX, trainer_on
 
@@ -27,7 +27,7 @@ def measure(here: Place) -> None:
     for aux, options in OPTIONS.items():
         with here.cell(aux=aux):
             trainer = trainer_on(here, size, "method=topk", *options)
-            x = batch(here, size)
+            x = here.batch(size)
 
             def step(trainer: Trainer = trainer, x: torch.Tensor = x) -> None:
                 trainer.step(x, wanted=False)

@@ -6,25 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sae_sweeps.engine.device import settle
 from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.training.listener import Listener
 from tests.gpu.emulated import branches_of_cuda
-from tests.gpu.sizes import Size
 from tests.support.small import Quiet, small_run, train_pack
 
 from . import place
 from .place import Place
 from .stubs import stub
-
-DIRECTIONS = 2_000
-"""Of which batches are made up."""
-COMMON = 0.05
-"""Share of tokens that the commonest direction is in."""
 
 
 def main(measure: Callable[[Place], None]) -> None:
@@ -55,19 +46,6 @@ def words(here: Place) -> list[str]:
     if here.rehearsal:  # as `auto` is on CUDA
         return ["device=cpu", "training.precision=bfloat16"]
     return ["device=cuda", "training.precision=auto"]
-
-
-def batch(here: Place, size: Size, seed: int = 0) -> Tensor:
-    """Sparse sums of directions of which some are common, as a stream scales them."""
-    draw = torch.Generator(here.device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, device=here.device)
-
-    shares = COMMON * 10 / torch.arange(10, DIRECTIONS + 10, device=here.device)
-    active = torch.rand(size.batch, DIRECTIONS, generator=draw, device=here.device) < shares
-    x = active.float() @ normal(DIRECTIONS, size.d_in) + 0.3 * normal(size.batch, size.d_in)
-    return x / x.pow(2).sum(1).mean().sqrt()
 
 
 def trained(

@@ -57,8 +57,7 @@ def told(here: Place, peer: str, method: str, make: Any, name: str, autocast: bo
     about["step"] = f"{peer} {method}, {'autocast' if autocast else 'its default'}"
     with here.cell(**about):
         size = here.sizes[name]
-        x = torch.randn(size.batch, size.d_in, device=here.device) / size.d_in**0.5
-        step: Step = make(here, method, size, autocast, x)
+        step: Step = make(here, method, size, autocast, here.batch(size))
         ms = here.milliseconds(step)
         here.tell(**about, ms=ms, host_ms=here.host_milliseconds(step))
 

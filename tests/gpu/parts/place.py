@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TextIO
 
 import torch
+from torch import Tensor
 
 from tests.gpu.sizes import NAMES, SIZES, TOY, Size
 
@@ -22,6 +23,10 @@ WARM = 3
 """Calls before a measurement: kernels are loaded, memory is taken."""
 SPENT_S = 0.4
 """What a measurement takes, about."""
+DIRECTIONS, COMMON, NOISE = 2_000, 10, 0.3
+"""Of which batches are made up; about how many are common; what is added."""
+COMMONEST = 0.05
+"""Share of tokens that the commonest direction is in; of others as Zipf's law has it."""
 FEWEST, MOST = 5, 50
 """Calls that are measured."""
 
@@ -42,6 +47,19 @@ class Place:
         """Print a row of figures at once: a part may be ended at any time."""
         self._out.write(json.dumps(figures) + "\n")
         self._out.flush()
+
+    def batch(self, size: Size, seed: int = 0) -> Tensor:
+        """Sparse sums of directions of which some are common, as our streams scale them."""
+        draw = torch.Generator(self.device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=draw, device=self.device)
+
+        ranks = torch.arange(COMMON, DIRECTIONS + COMMON, device=self.device)
+        drawn = torch.rand(size.batch, DIRECTIONS, generator=draw, device=self.device)
+        active = (drawn < COMMONEST * COMMON / ranks).float()
+        x = active @ normal(DIRECTIONS, size.d_in) + NOISE * normal(size.batch, size.d_in)
+        return x / x.pow(2).sum(1).mean().sqrt()
 
     @contextmanager
     def cell(self, **names: Any) -> Generator[None]:

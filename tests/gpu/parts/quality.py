@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.gpu.sizes import Size
 
-from .ours import batch, fvu, main, trained
+from .ours import fvu, main, trained
 from .place import Place
 
 METHODS = ("topk", "mutual_choice", "feature_choice", "jumprelu")
@@ -30,7 +30,7 @@ def measure(here: Place) -> None:
     """All ways of a method in one pack; the first method is what most runs are of."""
     with tempfile.TemporaryDirectory() as home:
         size = TOY if here.rehearsal else SIZE
-        tokens = batch(here, size._replace(batch=BATCHES * size.batch))
+        tokens = here.batch(size._replace(batch=BATCHES * size.batch))
         path = Path(home) / "activations.npy"
         np.save(path, tokens.cpu().numpy())
         del tokens

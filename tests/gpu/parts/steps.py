@@ -14,7 +14,7 @@ from tests.gpu.agenda import AS_CONFIGURED
 from tests.gpu.runs import METHODS, config_of
 from tests.gpu.sizes import Size
 
-from .ours import batch, main, words
+from .ours import main, words
 from .place import Place, kernels
 
 DEAD = 0.05
@@ -54,7 +54,7 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     options = [f"method={method}", *METHODS[method], *AUX[aux]]
     before = torch.cuda.memory_allocated() if here.device.type == "cuda" else 0
     trainer = trainer_on(here, size, *options)
-    batches = [batch(here, size, seed) for seed in range(BATCHES)]
+    batches = [here.batch(size, seed) for seed in range(BATCHES)]
     dead = int(DEAD * size.d_sae) if "dead" in aux else 0
     turn = 0
 

@@ -24,8 +24,7 @@ from sae_sweeps.stream.ahead import Inline
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.tracking.off import Off
 from tests.benchmarks.harvest import saved_model
-from tests.gpu.agenda import ALLOCATED
-from tests.gpu.sizes import NAMES, Size
+from tests.gpu.sizes import ALLOCATED, NAMES, Size
 from tests.support.small import small_run
 
 from .ours import main, words
@@ -123,9 +122,9 @@ def swept(here: Place, plan: Plan) -> None:
     loaded = time.perf_counter()
     harvest = work.pack.harvest if work.pack else None
     outcomes = list(work.do(Off()).values())
-    failed = [outcome for outcome in outcomes if not isinstance(outcome, Result)]
-    for error in failed:
-        raise error
+    for outcome in outcomes:
+        if not isinstance(outcome, Result):
+            raise outcome
     batches = BATCHES * (CHUNKS - 1)
     seconds = {"load_s": loaded - began, "do_s": time.perf_counter() - loaded}
     ms = 1e3 * watch.training_s / batches
