@@ -117,7 +117,9 @@ def finite(value: Any) -> Any:
 
 def environment(paths: Iterable[Path], home: Path) -> dict[str, str]:
     """What a part's process is started with."""
-    return os.environ | {
+    # Without bytecode each part would compile anew what it imports.
+    kept = {name: each for name, each in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "TMPDIR": str(home),  # what a part that was killed leaves there goes with it
         "TOKENIZERS_PARALLELISM": "false",

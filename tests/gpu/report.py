@@ -31,7 +31,8 @@ def head(document: Mapping[str, Any]) -> list[str]:
     machine = next(iter(figures_in(document).rows("machine", what="machine")), {})
     names = ("gpu", "driver", "torch", "cuda", "python", "triton")
     code = document["code"]
-    commit = code.get("commit", code.get("packed", {}).get("commit", "unknown"))
+    # A copy without git is no newer than its wheels only if nobody changed it since.
+    commit = code.get("commit") or f"unknown, wheels of {code['packed'].get('commit')}"
     edited = " with changes" if code.get("edited") else ""
     kind = "A rehearsal, whose figures mean nothing" if document["rehearsal"] else "A run"
     return [
