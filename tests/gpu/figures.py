@@ -72,3 +72,5 @@ class Grid:
     figure: str
     by: str
     across: str = "size"
+    aside: str | None = None
+    """Another figure, in brackets."""

@@ -20,7 +20,8 @@ def table(document: Mapping[str, Any], parts: Sequence[Part]) -> str:
     lines = [*head(document), "", *became(document), "", *goals(document), "", KERNELS]
     for part in parts:
         if part.grid and (rows := grid(figures, part.name, part.grid)):
-            lines += ["", f"{part.name}: {part.grid.figure}", *rows]
+            aside = f" ({part.grid.aside})" if part.grid.aside else ""
+            lines += ["", f"{part.name}: {part.grid.figure}{aside}", *rows]
     if rows := beside_ours(figures):
         lines += ["", "peers' steps over ours, as configured", *rows]
     return "\n".join(lines) + "\n"
@@ -68,8 +69,10 @@ def grid(figures: Figures, part: str, grid: Grid) -> list[str]:
     """A line for each thing that was measured, with a column for each size."""
     cells = dict[tuple[str, str], str]()
     for row in figures.rows(part):
-        if is_number(row.get(grid.figure)):
-            cells[str(row.get(grid.by)), str(row.get(grid.across))] = f"{row[grid.figure]:.4g}"
+        found, aside = row.get(grid.figure), row.get(grid.aside or "")
+        if is_number(found):
+            more = f" ({aside:.3g})" if is_number(aside) else ""
+            cells[str(row.get(grid.by)), str(row.get(grid.across))] = f"{found:.4g}{more}"
     return tabulated(cells)
 
 

@@ -26,6 +26,8 @@ SIZES = (Size(768, 24_576), Size(2_304, 65_536), Size(4_096, 131_072))
 """Of GPT-2, a model of 2 and one of 8 billion parameters, at 16 to 32 times their width."""
 NAMES = ("small", "middle", "large")
 """What tables call them."""
+LAYER, CONTEXT = 6, 128
+"""Of GPT-2 small, whose residual stream after it a sweep is on; and tokens of a context."""
 TOY = (Size(16, 64, 64, 4), Size(24, 96, 64, 4), Size(32, 128, 64, 4))
 """What a rehearsal has in their place."""
 MOST_MS = {24_576: 2.5, 65_536: 11.1, 131_072: 33.0}

@@ -28,7 +28,9 @@ def measure(here: Place) -> None:
         for group in (selection, sums_and_dots, weights):
             with here.cell(operator=group.__name__, size=name):
                 for operator, work in group(here, size):
-                    here.tell(operator=operator, size=name, ms=here.milliseconds(work))
+                    about = {"operator": operator, "size": name}
+                    with here.trial(**about):
+                        here.tell(**about, ms=here.milliseconds(work))
 
 
 def selection(here: Place, size: Size) -> Iterator[tuple[str, Work]]:
@@ -55,11 +57,12 @@ def starts_of(ordered: Tensor, d_sae: int) -> Work:
 
 def pairs_of(here: Place, size: Size, skewed: bool) -> Pairs:
     """As many latents of each token as are wanted; skewed, the first in every second token."""
-    scores = torch.randint(1, size.d_sae, (size.batch, size.k), device=here.device)
+    scores = torch.rand(size.batch, size.d_sae, device=here.device)
     if skewed:
-        scores[::2, 0] = 0
+        scores[::2, 0], scores[1::2, 0] = 2.0, -1.0
+    latents = scores.topk(size.k, dim=1).indices
     tokens = torch.arange(size.batch, device=here.device)[:, None]
-    return Pairs((size.batch, size.d_sae), (scores + tokens * size.d_sae).flatten().sort().values)
+    return Pairs((size.batch, size.d_sae), (latents + tokens * size.d_sae).flatten().sort().values)
 
 
 def sums_and_dots(here: Place, size: Size) -> Iterator[tuple[str, Work]]:
@@ -101,14 +104,14 @@ def weights(here: Place, size: Size) -> Iterator[tuple[str, Work]]:
     first.grad, second.grad = grad, drawn()
     adam = Adam([first, second], [1.0, 1.0], lr=1e-4, beta1=0.9, beta2=0.999)
     yield "gradients' norm", lambda: adam.clip(1.0)
-    yield "Adam, fused, with a divisor", lambda: clipped_update(adam)
+    yield "gradients' norm and Adam, fused", lambda: clipped_update(adam)
     yield "weight norm's backward, of the decoder", lambda: projected(grad, first)
     yield "rows to unit norm, of the decoder", lambda: unit(first)
     yield "rounded to bfloat16, of the encoder", lambda: first.detach().to(torch.bfloat16)
 
 
 def clipped_update(adam: Adam) -> None:
-    """A step, its gradients divided as they are read; the norm is part of it."""
+    """A step, whose gradients are divided as they are read."""
     adam.clip(1.0)
     adam.update(1e-4)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.gpu.sizes import NAMES, Size
+from tests.gpu.sizes import CONTEXT, LAYER, NAMES, Size
 
 from .place import Place, main
 from .stubs import stub
@@ -22,9 +22,6 @@ STUBBED = ("datasets", "wandb", "nnsight", "plotly", "plotly_express", "nltk", "
 LR = 3e-4
 STEPS = 10**6
 """More than are made."""
-CONTEXT = 128
-LAYERS = 7
-"""Of GPT-2 small, up to the hook that the sweep reads."""
 SAE_LENS = {
     "topk": "TopKTrainingSAE",
     "mutual_choice": "BatchTopKTrainingSAE",
@@ -141,7 +138,7 @@ def forward(here: Place, autocast: bool) -> None:
     """TransformerLens' pass up to the hook, as SAELens' store makes it, of random weights."""
     lens: Any = importlib.import_module("transformer_lens")
     name, small = NAMES[0], here.sizes[NAMES[0]]
-    layers, vocabulary = (1, 64) if here.rehearsal else (LAYERS, 50_257)
+    layers, vocabulary = (1, 64) if here.rehearsal else (LAYER + 1, 50_257)
     context = 16 if here.rehearsal else CONTEXT
     config = lens.HookedTransformerConfig(
         n_layers=layers,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from tests.gpu.sizes import NAMES, SIZES, TOY, Size
 
@@ -62,12 +63,18 @@ class Place:
         return x / x.pow(2).sum(1).mean().sqrt()
 
     @contextmanager
-    def cell(self, **names: Any) -> Generator[None]:
+    def trial(self, **names: Any) -> Generator[None]:
         """One of several measurements: what it raises is told, and the others go on."""
         try:
             yield
         except Exception:  # whatever it is, it is what was found
             self.tell(**names, error=traceback.format_exc()[-TAIL:])
+
+    @contextmanager
+    def cell(self, **names: Any) -> Generator[None]:
+        """Likewise, one that begins with the memory that the last one had."""
+        with self.trial(**names):
+            yield
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -135,8 +142,6 @@ class Kernels(NamedTuple):
 
 def kernels(place: Place, work: Callable[[], object], calls: int = 2, named: int = 6) -> Kernels:
     """What the device does in a call, by PyTorch's profiler; on a CPU, operators."""
-    from torch.profiler import ProfilerActivity, profile
-
     on_cuda = place.device.type == "cuda"
     place.settle()
     with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as seen:

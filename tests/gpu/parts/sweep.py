@@ -24,7 +24,7 @@ from sae_sweeps.stream.ahead import Inline
 from sae_sweeps.stream.harvest import Harvest
 from sae_sweeps.tracking.off import Off
 from tests.benchmarks.harvest import saved_model
-from tests.gpu.sizes import ALLOCATED, NAMES, Size
+from tests.gpu.sizes import ALLOCATED, CONTEXT, LAYER, NAMES, Size
 from tests.support.small import small_run
 
 from .ours import main, words
@@ -33,8 +33,7 @@ from .place import Place
 BUDGETS, TOY_BUDGETS = (16, 32, 64, 128), (2, 3, 4, 5)
 CHUNKS, BATCHES = 6, 10
 """Of which the first warms up; and batches of each."""
-TOY = GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=128)
-HOOK, TOY_HOOK = "blocks.6.hook_resid_post", "blocks.0.hook_resid_post"
+TOY = GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=CONTEXT)
 
 
 class Watch(Quiet):
@@ -101,10 +100,10 @@ def planned(here: Place, home: Path, model: Path) -> Plan:
 
 def common(here: Place, size: Size) -> list[str]:
     """What all runs of the sweep share."""
-    chunk = BATCHES * size.batch
+    chunk, layer = BATCHES * size.batch, 0 if here.rehearsal else LAYER
     return [
-        *("target_model=transformer_lens", "data=embedded", "data.context_tokens=128"),
-        *(f"target_model.hook={TOY_HOOK if here.rehearsal else HOOK}", f"d_sae={size.d_sae}"),
+        *("target_model=transformer_lens", "data=embedded", f"data.context_tokens={CONTEXT}"),
+        *(f"target_model.hook=blocks.{layer}.hook_resid_post", f"d_sae={size.d_sae}"),
         *("target_model.dtype=bfloat16", f"stream.batch_tokens={size.batch}"),
         *(f"stream.chunk_tokens={chunk}", f"stream.calibration_tokens={size.batch}"),
         *(f"training.tokens={CHUNKS * chunk}", f"training.log_every_tokens={chunk}"),
