@@ -22,6 +22,8 @@ DEAD = 0.05
 BATCHES = 4
 """That take turns."""
 LONG_AGO = 2**40
+WAITS = "called a synchronizing CUDA operation"
+"""What PyTorch warns of, in these words; of the mode itself it warns as well."""
 AUX = {AS_CONFIGURED: (), "none": ("aux_loss=none",), f"{DEAD:.0%} dead": ()}
 """What of the aux loss there is, and the words for it."""
 
@@ -97,7 +99,7 @@ def peak_bytes(here: Place, work: Callable[[], None], others: int) -> int | None
 
 
 def waits(here: Place, work: Callable[[], None]) -> list[str]:
-    """Where the host waits for the device in a step, as PyTorch sees it."""
+    """Where the host waits for the device in a step, as PyTorch sees it: not in `torch.sparse`."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         if here.device.type == "cuda":
@@ -107,8 +109,8 @@ def waits(here: Place, work: Callable[[], None]) -> list[str]:
         finally:
             if here.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-    texts = [each for each in seen if "synchroniz" in str(each.message)]
-    return [f"{PurePath(each.filename).name}:{each.lineno}" for each in texts]
+    found = [each for each in seen if WAITS in str(each.message)]
+    return [f"{PurePath(each.filename).name}:{each.lineno}" for each in found]
 
 
 if __name__ == "__main__":
