@@ -43,10 +43,10 @@ TWELVE = [
 ]
 
 
-def saved_model(home: Path) -> Path:
-    """A folder with GPT-2 small's dimensions, and a tokenizer whose ids it knows."""
+def saved_model(home: Path, config: GPT2Config | None = None) -> Path:
+    """A folder with a GPT-2, of the small one's dimensions, and a tokenizer whose ids it knows."""
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(home / "gpt2")
+    GPT2LMHeadModel(config or GPT2Config()).save_pretrained(home / "gpt2")
     for path in MODEL.glob("tokenizer*"):
         shutil.copy(path, home / "gpt2")
     return home / "gpt2"

@@ -6,8 +6,8 @@ and way of the accelerator: the products of activations pair by pair, or as matr
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,9 +15,9 @@ from unittest.mock import patch
 from sae_sweeps.record.result import Result
 from tests.support.small import small_run, train
 
-METHODS = ("topk", "mutual_choice", "feature_choice", "relu", "jumprelu", "gated")
-LISTED = ("topk", "mutual_choice", "feature_choice")
-"""Methods whose activations an accelerator lists."""
+from .sizes import ALLOCATED, PENALISED
+
+METHODS = (*ALLOCATED, *PENALISED)
 LENGTH = (
     *("k=16", "d_sae=1024", "stream.batch_tokens=1024", "stream.chunk_tokens=32768"),
     *("stream.calibration_tokens=16384", "training.tokens=327680"),
@@ -25,6 +25,15 @@ LENGTH = (
 )
 PREDICATES = ("engine.device.looks_whole", "engine.device.has_fused_kernels")
 HERE = ("training.pack.looks_whole", "training.saving.looks_whole")
+
+
+@contextmanager
+def branches_of_cuda() -> Generator[None]:
+    """Within it a CPU takes the branches that CUDA takes."""
+    with ExitStack() as patched:
+        for name in (*PREDICATES, *HERE):
+            patched.enter_context(patch(f"sae_sweeps.{name}", return_value=True))
+        yield
 
 
 def figures(folder: Path, *words: str, length: tuple[str, ...] = LENGTH) -> dict[str, float]:
@@ -36,9 +45,7 @@ def figures(folder: Path, *words: str, length: tuple[str, ...] = LENGTH) -> dict
 
 def as_on_cuda(folder: Path, *words: str, length: tuple[str, ...] = LENGTH) -> dict[str, float]:
     """What a run comes to where the accelerator's branches are taken."""
-    with ExitStack() as patched:
-        for name in (*PREDICATES, *HERE):
-            patched.enter_context(patch(f"sae_sweeps.{name}", return_value=True))
+    with branches_of_cuda():
         return figures(folder, "training.precision=bfloat16", *words, length=length)
 
 
@@ -48,7 +55,7 @@ def compared(
     """How far the accelerator's ways end from the CPU's."""
     words = [f"method={method}", f"seed={seed}"]
     own = figures(folder / "cpu", *words, length=length)
-    for engine in ("sparse", "dense") if method in LISTED else ("auto",):
+    for engine in ("sparse", "dense") if method in ALLOCATED else ("auto",):
         other = as_on_cuda(folder / engine, *words, f"engine={engine}", length=length)
         yield {
             "method": method,

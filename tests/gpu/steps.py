@@ -1,15 +1,13 @@
 """A training step of any method on fake CUDA tensors, counted."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from sae_sweeps.allocator.feature_choice import FeatureChoice
-from sae_sweeps.config.options import RunConfig
 from sae_sweeps.engine import columns, concerned, host, sparse
 from sae_sweeps.engine.host import HostNumber
 from sae_sweeps.engine.sparse import Pairs
@@ -18,30 +16,13 @@ from sae_sweeps.planning.memory import of_run
 from sae_sweeps.planning.roofline import step_s
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
-from tests.support.small import small_run
 
 from .counting import Asked
 from .fake_cuda import fake_cuda
+from .runs import config_of
+from .sizes import Size
 
 GPU = torch.device("cuda:0")
-
-
-class Size(NamedTuple):
-    """Of an SAE, and of its batches."""
-
-    d_in: int
-    d_sae: int
-    batch: int = 4096
-    k: int = 32
-
-    @property
-    def parameters(self) -> int:
-        """Of encoder and decoder."""
-        return 2 * self.d_in * self.d_sae
-
-
-SIZES = (Size(768, 24_576), Size(2_304, 65_536), Size(4_096, 131_072))
-"""Of GPT-2, a model of 2 and one of 8 billion parameters, at 16 to 32 times their width."""
 
 
 @torch.library.custom_op("sae_sweeps_rig::sampled_products", mutates_args=())
@@ -92,21 +73,6 @@ def on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **options)
 
     return called
-
-
-def config_of(size: Size, *words: str) -> RunConfig:
-    """The config of the run that `words` describe."""
-    options = {
-        "d_sae": size.d_sae,
-        "k": size.k,
-        "stream.batch_tokens": size.batch,
-        "stream.chunk_tokens": 8 * size.batch,
-        "training.precision": "auto",
-        "training.tokens": 100_000_000,
-        "stream.repeat": True,
-    }
-    given = [f"{name}={value}" for name, value in options.items()]
-    return small_run(Path("unused"), *given, *words).config
 
 
 def trainer_on(device: torch.device, size: Size, *words: str) -> Trainer:

@@ -3,16 +3,9 @@
 import json
 import sys
 
-from .steps import SIZES, fakeable, row
-
-METHODS = {
-    "topk": (),
-    "mutual_choice": (),
-    "feature_choice": ("allocator=feature_choice_scratch",),  # what it does after its start
-    "relu": (),
-    "jumprelu": (),
-    "gated": (),
-}
+from .runs import METHODS
+from .sizes import SIZES
+from .steps import fakeable, row
 
 
 def main() -> None:

@@ -10,14 +10,11 @@ import pytest
 from tests.support.places import CONF
 
 from .fake_cuda import ask, build
+from .sizes import ALLOCATED, MOST_MS, PENALISED
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fake_cuda")]
 
 MOST_OPERATORS = 110
-MOST_MS = {24_576: 2.5, 65_536: 11.1, 131_072: 33.0}
-"""By the accounting of `counting`, for allocators with aux_k of which nothing is dead."""
-ALLOCATED = ("topk", "mutual_choice", "feature_choice")
-PENALISED = ("relu", "jumprelu", "gated")
 ARCHITECTURES = sorted(path.stem for path in (CONF / "architecture").glob("*.yaml"))
 
 

@@ -18,7 +18,8 @@ from tests.support.places import CONF
 
 from .counting import Asked
 from .fake_cuda import fake_cuda
-from .steps import GPU, Size, fakeable, trainer_on
+from .sizes import Size
+from .steps import GPU, fakeable, trainer_on
 
 SMALL = Size(d_in=16, d_sae=64, batch=32, k=4)
 ENGINES = ("sparse", "dense", "auto")

@@ -1,0 +1,1 @@
+"""Tests, in a package: another `tests` that is installed somewhere would hide them else."""
