@@ -20,6 +20,8 @@ with warnings.catch_warnings():
     # PyTorch says it once, here: in a step the filter of one thread would be undone by another.
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
     torch.zeros(0, 0).to_sparse_csr()
+# PyTorch before 2.13 warns that it does not check, unless that is said for all matrices at once.
+torch.sparse.check_sparse_tensor_invariants.disable()
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,7 @@ def options(here: Place, method: str, deterministic: bool) -> list[str]:
         *("k=16", f"stream.batch_tokens={batch}", f"stream.chunk_tokens={4 * batch}"),
         *(f"stream.calibration_tokens={batch}", f"training.tokens={BATCHES * batch}"),
         *(f"evaluation.tokens={batch}", "evaluation.ce_tokens=0"),
-        # Dead latents' gradients are added in any order, unless that is forbidden.
-        *([] if deterministic else ["aux_loss=none"]),
+        f"training.dead_window_tokens={2 * batch}",  # some die, and the aux loss has work
         *(["target_model=synthetic"] if here.rehearsal else []),
     ]
 

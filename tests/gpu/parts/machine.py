@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from typing import Any
 
 import torch
@@ -35,10 +34,6 @@ def measure(here: Place) -> None:
     )
     here.tell(what="packages", **{name: version(name) for name in PACKAGES})
     here.tell(what="nvidia-smi", **smi())
-    with here.cell(what="import"):
-        began = time.perf_counter()
-
-        here.tell(what="import", seconds=round(time.perf_counter() - began, 2))
 
 
 def device() -> dict[str, Any]:

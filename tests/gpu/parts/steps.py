@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from sae_sweeps.launching.memory import of_run
+from sae_sweeps.planning.gpus import GPUS, USUAL, named
+from sae_sweeps.planning.memory import of_run
+from sae_sweeps.planning.roofline import step_s
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import Trainer, new_trainer
 from tests.gpu.agenda import AS_CONFIGURED
@@ -71,7 +73,8 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
 
     for _ in range(2):  # Adam's moments come to be
         work()
-    memory = of_run(config_of(size, *options), size.d_in)
+    config = config_of(size, *options)
+    memory = of_run(config, size.d_in)
     peak = peak_bytes(here, work, before + sum(x.nbytes for x in batches[1:]))
     planned = memory.held + memory.step
     found: dict[str, Any] = {"peak_bytes": peak, "planned_bytes": planned}
@@ -81,6 +84,10 @@ def step(here: Place, size: Size, method: str, aux: str) -> dict[str, Any]:
     found |= {"waits": len(places), "waits_at": places}
     found["ms"] = here.milliseconds(work)
     found["host_ms"] = here.host_milliseconds(work)
+    if here.device.type == "cuda":
+        gpu = GPUS[named(torch.cuda.get_device_name()) or USUAL]
+        found["planned_ms"] = 1e3 * step_s(config, size.d_in, gpu)
+        found["percent_off_roofline"] = 100 * abs(found["planned_ms"] / found["ms"] - 1)
     inside = kernels(here, work)
     found |= {"kernel_ms": inside.ms, "kernels": inside.launched, "dearest": inside.dearest}
     mark()  # else those that fired just now would not count
