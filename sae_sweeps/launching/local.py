@@ -1,5 +1,6 @@
 """The launcher `local`: trains packs in this process, or in several, one per device."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -66,11 +67,12 @@ class Local(PlanLauncher):
 
     def estimate(self, plan: Plan) -> Estimate:
         """By a few steps of each kind of run."""
+        began = time.monotonic()
         from sae_sweeps.planning.probe import Probe
 
         ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
         with self._display(plan) as display:
-            return Probe(ahead, display)
+            return Probe(ahead, display, began)
 
     def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
         """Train what is not finished, tell what failed, draw the report."""

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -126,13 +127,14 @@ class Slurm(PlanLauncher):
 
     def _tried(self, plan: Plan) -> Estimate:
         """As if jobs had the processor that is here, and as many cores as they will have."""
+        began = time.monotonic()
         from sae_sweeps.launching import progress
         from sae_sweeps.planning.probe import Probe
 
         ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
         side_by_side = max(1, self.given.cpus // ahead[0].config.threads)
         with progress.make(self.given.progress, len(ahead), 0) as display:
-            return Probe(ahead, display, side_by_side)
+            return Probe(ahead, display, began, side_by_side)
 
     def _kinds(self) -> list[Any]:
         """Where a cluster's users name the GPU that they want."""

@@ -30,6 +30,10 @@ class Estimate(Protocol):
         """Bytes of a pack; None where nobody knows its width yet."""
         ...
 
+    def start_s(self, config: RunConfig) -> float:
+        """Seconds until a process has imported and loaded what it needs."""
+        ...
+
     def step_s(self, config: RunConfig, d_in: int) -> float:
         """Seconds of a training step."""
         ...
@@ -60,6 +64,9 @@ class Roofline:
 
     def memory_bytes(self, runs: Sequence[Run]) -> int | None:
         return memory.of_pack(runs)
+
+    def start_s(self, config: RunConfig) -> float:
+        return roofline.start_s(memory.weight_bytes(config))
 
     def step_s(self, config: RunConfig, d_in: int) -> float:
         return roofline.step_s(config, d_in, self.gpu)

@@ -77,8 +77,7 @@ def of_pack(
     peaks = sorted((memory.peak for memory in own), reverse=True)[:side_by_side]
     tokens = CHUNKS * first.stream.chunk_tokens + first.evaluation.tokens
     shared = sum(4 * tokens * width for width in streams.values())
-    weights, beside = told(first, "target_model", "model_bytes") or (0, 0)
-    shared += weights + beside
+    shared += sum(model_bytes(first))
     return process + sum(memory.held for memory in own) + sum(peaks) + shared
 
 
@@ -95,3 +94,13 @@ def fitting(room: int | None) -> Callable[[Sequence[Run]], bool]:
 def width_of(config: RunConfig) -> int | None:
     """Width of a run's activations, if its target model tells before it is loaded."""
     return told(config, "target_model", "width")
+
+
+def weight_bytes(config: RunConfig) -> int:
+    """Bytes of a target model's weights; 0 where it has none."""
+    return model_bytes(config)[0]
+
+
+def model_bytes(config: RunConfig) -> tuple[int, int]:
+    """Bytes of a target model's weights, and what it takes beside them."""
+    return told(config, "target_model", "model_bytes") or (0, 0)

@@ -130,7 +130,8 @@ def _seconds(runs: Sequence[Run], left: Mapping[str, int], estimate: Estimate) -
     tokens += config.evaluation.tokens
     references = REFERENCES * config.evaluation.ce_tokens * prediction_s * len(streams)
     shared = tokens * max(a_token) + references
-    return max(max(known), (sum(known) + shared) / estimate.side_by_side)
+    trained = max(max(known), (sum(known) + shared) / estimate.side_by_side)
+    return estimate.start_s(config) + trained
 
 
 def _own_seconds(run: Run, left: int, estimate: Estimate) -> float | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from statistics import fmean
 from typing import Any, final
 
 import numpy as np
@@ -23,7 +24,7 @@ from sae_sweeps.engine import gemm
 from sae_sweeps.engine.device import settle
 from sae_sweeps.interfaces import Data, Rows, Split, Step, TargetModel
 from sae_sweeps.planning.estimate import model_parameters
-from sae_sweeps.planning.memory import of_pack, width_of
+from sae_sweeps.planning.memory import of_pack, weight_bytes, width_of
 from sae_sweeps.planning.roofline import OF_MODELS
 from sae_sweeps.planning.told import told
 from sae_sweeps.record.identity import pass_identity
@@ -35,7 +36,7 @@ from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.pack import pick_device, workers
 from sae_sweeps.training.trainer import Trainer, new_trainer
 
-WARM_UP, STEPS, LIMIT_S = 2, 4, 2.0
+WARM_UP, STEPS, LIMIT_S = 3, 16, 1.0
 """Steps before the clock runs; those timed at most; and the time after which no more are."""
 NEAR = 1.5
 """How many times k latents may fire for a step to be as it is later in training."""
@@ -49,11 +50,16 @@ class Probe:
     """Measures once for each kind of run, on the device that runs would be trained on."""
 
     def __init__(
-        self, runs: Sequence[Run], display: Listener, side_by_side: int | None = None
+        self,
+        runs: Sequence[Run],
+        display: Listener,
+        began: float,
+        side_by_side: int | None = None,
     ) -> None:
         """Try what `runs` are made of.
 
         Args:
+            began: when this process began to import what the launch would, by `time.monotonic`.
             side_by_side: runs that train at the same time; None: as many as would do so here.
         """
         first = runs[0].config
@@ -63,6 +69,7 @@ class Probe:
         gemm.keep_memory()
         self.side_by_side = side_by_side or workers(self.device, first.threads)
         self.basis = f"from a few steps of each kind of run on this {self.device.type.upper()}"
+        self._began = self._loaded = began
         self._passes: dict[str, tuple[float, float] | None] = {}
         kinds = {_kind(run.config): run.config for run in runs}
         # Of a pass's hooks the deepest is tried.
@@ -71,7 +78,7 @@ class Probe:
             for key, config in deepest.items():
                 display.stage("trying the target model's pass")
                 self._passes[key] = self._of_pass(config, pool)
-            loaded = sum(map(_weight_bytes, filter(_is_here, deepest.values())))
+            loaded = sum(map(weight_bytes, filter(_is_here, deepest.values())))
             self.process_bytes = resident_bytes() - loaded
             known = {key: config for key, config in kinds.items() if width_of(config)}
             display.stage(f"trying steps of {len(known)} kinds of runs")
@@ -83,13 +90,18 @@ class Probe:
             return of_pack(runs)
         return of_pack(runs, "cpu", self.process_bytes, self.side_by_side)
 
+    def start_s(self, config: RunConfig) -> float:
+        del config  # of several models' the last, which took as long as a process will
+        return self._loaded - self._began
+
     def step_s(self, config: RunConfig, d_in: int) -> float:
         del d_in  # it is the one that was tried
         return self._steps[_kind(config)][0]
 
     def evaluation_s(self, config: RunConfig, d_in: int) -> float:
         del d_in
-        return config.evaluation.tokens * self._steps[_kind(config)][1]
+        both_modes, given = self._steps[_kind(config)][1], config.evaluation
+        return (given.tokens + given.ce_tokens / 2) * both_modes
 
     def activation_s(self, config: RunConfig) -> float | None:
         found = self._passes[pass_identity(config)]
@@ -106,6 +118,7 @@ class Probe:
             rate = OF_MODELS * product_rate(self.device)
             return found and (2 * found[0] / rate, 2 * found[1] / rate)
         target = _target(config, self.device)
+        self._loaded = time.monotonic()
         rows = torch.arange(min(target.rows_at_once or ROWS, target.row_count("train")))
         tokens = len(rows) * target.tokens_per_row
         tasks: list[Callable[[], object]] = [partial(target.activations, "train", rows)]
@@ -154,10 +167,6 @@ def _is_here(config: RunConfig) -> bool:
     return told(config, "target_model", "is_here") is not False
 
 
-def _weight_bytes(config: RunConfig) -> int:
-    return (told(config, "target_model", "model_bytes") or (0, 0))[0]
-
-
 def _depth(run: Run) -> int:
     """Parameters up to a run's hook."""
     return (model_parameters(run.config) or (0, 0))[0]
@@ -183,10 +192,12 @@ def _of_steps(device: torch.device, config: RunConfig) -> tuple[float, float]:
         trainer.step(x, wanted=False)
         _thin_out(trainer, x, config.k)
     step = partial(trainer.step, x, wanted=False)
-    step_s = min(_repeated(partial(_synchronised, step, device)))
+    step_s = fmean(_repeated(partial(_synchronised, step, device)))
     zero, batch = torch.zeros_like(x[0]), len(x)
-    seconds = timed(lambda: measure(sae.eval(), x, zero, batch))
-    seconds += timed(lambda: measure(sae.train(), x, zero, batch))
+    seconds = 0.0
+    for training in (False, True):
+        one = partial(measure, sae.train(training), x, zero, batch)
+        seconds += fmean(_repeated(partial(_synchronised, one, device)))
     return step_s, seconds / batch
 
 
@@ -206,7 +217,10 @@ def _thin_out(trainer: Trainer, x: Float[Tensor, "batch d_in"], k: float) -> Non
 
 
 def _repeated(task: Callable[[], object]) -> list[float]:
-    """Seconds of each of several times that a task is done."""
+    """Seconds of each of several times that a task is done.
+
+    To be averaged: a task is slow now and then, and in training it will be.
+    """
     seconds: list[float] = []
     while len(seconds) < STEPS and sum(seconds) < LIMIT_S:
         seconds.append(timed(task))
@@ -232,7 +246,7 @@ def product_rate(device: torch.device, size: int = 1024) -> float:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     left = torch.ones(size, size, dtype=dtype, device=device)
     with torch.no_grad(), gemm.faster(device):
-        return 2 * size**3 / min(_repeated(partial(_synchronised, lambda: left @ left, device)))
+        return 2 * size**3 / fmean(_repeated(partial(_synchronised, lambda: left @ left, device)))
 
 
 def resident_bytes() -> int:

@@ -20,6 +20,17 @@ HOST_S = 0.8e-3
 """A step's hundred operators, queued one after the other by the host."""
 
 
+START_S = 15.0
+"""What a process imports, a node's disks being cold."""
+LOADED = 1e9
+"""Bytes a second of weights on their way from a disk."""
+
+
+def start_s(weight_bytes: int) -> float:
+    """Seconds until a process has imported and loaded what it needs (estimated)."""
+    return START_S + weight_bytes / LOADED
+
+
 def step_s(config: RunConfig, d_in: int, gpu: Gpu) -> float:
     """Seconds of a training step."""
     cost = costs.of_step(config, "cuda")
@@ -42,8 +53,10 @@ def pass_s(parameters: int, dtype: str, gpu: Gpu) -> float:
 def evaluation_s(config: RunConfig, d_in: int, gpu: Gpu) -> float:
     """Seconds of a finished run's figures, the target model's passes aside: all in float32.
 
-    Two rules of inference, each with the encoder's product and, in the worst case, the decoder's.
+    Two rules of inference, each with the encoder's product and, in the worst case, the decoder's;
+    one of them is in the model for the cross-entropy.
     """
     products = 4 * 2 * d_in * config.d_sae / gpu.exact_products
     matrices = 10 * 4 * config.d_sae / gpu.streamed
-    return config.evaluation.tokens * (products + matrices)
+    tokens = config.evaluation.tokens + config.evaluation.ce_tokens / 2
+    return tokens * (products + matrices)

@@ -80,7 +80,10 @@ H200 = {"products": 0.71 * 989e12, "streamed": 0.75 * 4.8e12, "float32": 0.71 * 
 
 
 def seconds_by_hand(d_in: int, d_sae: int, below: float, passed: float) -> float:
-    """Two runs of token choice on an H200: 24,414 steps each, one pass, two evaluations."""
+    """Two runs of token choice on an H200: 24,414 steps each, one pass, two evaluations.
+
+    And 15 s until a process has begun, without the model's weights.
+    """
     parameters, batch = 2 * d_in * d_sae, 4096
     pairs = batch * 32 * d_in * 4 * 4 / 0.7  # rows of pairs, read four times, here and there
     moved = 62 * parameters + 5 * batch * d_sae * 4 + pairs
@@ -88,8 +91,9 @@ def seconds_by_hand(d_in: int, d_sae: int, below: float, passed: float) -> float
     a_token = 2 / (0.57 * H200["products"])
     passes = (24_414 * 4096 + 16_384 + 200_000) * a_token * below
     predictions = (4 + 2) * 16_384 * a_token * passed
-    evaluations = 2 * 200_000 * (4 * parameters / H200["float32"] + 40 * d_sae / H200["streamed"])
-    return 2 * 24_414 * step + passes + predictions + evaluations
+    measured = 4 * parameters / H200["float32"] + 40 * d_sae / H200["streamed"]
+    evaluations = 2 * (200_000 + 16_384 / 2) * measured
+    return 15 + 2 * 24_414 * step + passes + predictions + evaluations
 
 
 def test_gpt2_small_by_hand(planned: Plan, hub: FakeHub) -> None:
@@ -104,7 +108,7 @@ def test_gpt2_small_by_hand(planned: Plan, hub: FakeHub) -> None:
     model = 2 * (12 * block + (50_257 + 1024) * 768)
     shared = 2**29 + 2 * 50_257 * 16 * 128 + 4 * 768 * (3 * 32_768 + 200_000)
     assert pack["memory_bytes"] == pytest.approx(CONTEXT + runs + model + shared, rel=1e-3)
-    by_hand = seconds_by_hand(768, 24_576, 7 * block, 12 * block + 50_257 * 768)
+    by_hand = seconds_by_hand(768, 24_576, 7 * block, 12 * block + 50_257 * 768) + model / 1e9
     assert pack["seconds"] == pytest.approx(by_hand, rel=0.01)
     assert found["seconds"] == pack["seconds"] == pytest.approx(3600 * found["device_hours"])
     assert pack["pass_tokens"] == 24_414 * 4096 == found["alone_tokens"] // 2
@@ -131,7 +135,7 @@ def test_gemma_2_2b_by_hand(planned: Plan, hub: FakeHub) -> None:
     below, passed = 13 * block, 26 * block + 256_000 * 2304
     together = seconds_by_hand(2304, 65_536, below, passed)
     again = (24_414 * 4096 + 216_384) * 2 * below + 4 * 16_384 * 2 * passed
-    apart = together + again / (0.57 * H200["products"])
+    apart = together + again / (0.57 * H200["products"]) + 15 + 2 * model / 1e9
     assert found["device_hours"] == pytest.approx(apart / 3600, rel=0.01)
     assert found["seconds"] == pytest.approx(apart / 2, rel=0.01)  # side by side
     assert found["disk"]["token_cache"] == pytest.approx(4 * 100.5e6 * 128 / 127, rel=1e-6)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_every_kind_of_run_is_tried_once(tmp_path: Path) -> None:
     """Seeds and learning rates do not change the time of a step."""
     words = [["seed=0"], ["seed=1"], ["method=relu"], ["method=relu", "seed=1"]]
     runs = [small_run(tmp_path, *own) for own in words]
-    found = Probe(runs, Quiet())
+    found = Probe(runs, Quiet(), time.monotonic())
     assert len(found._steps) == 2  # pyright: ignore[reportPrivateUsage]
     times = [found.step_s(run.config, 128) for run in runs]
     assert times[0] == times[1] > 0 and times[2] == times[3] > 0
@@ -55,7 +56,7 @@ def test_every_kind_of_run_is_tried_once(tmp_path: Path) -> None:
 
 def test_activations_of_no_model_have_no_predictions(tmp_path: Path) -> None:
     run = small_run(tmp_path, "target_model=synthetic")
-    found = Probe([run], Quiet())
+    found = Probe([run], Quiet(), time.monotonic())
     assert found.prediction_s(run.config) == 0.0
     assert (found.activation_s(run.config) or 0) > 0
 
@@ -79,7 +80,7 @@ def test_a_model_that_is_not_here_is_not_fetched_and_goes_by_its_size(tmp_path: 
     ]
     times: list[Any] = []
     for run in runs:
-        found = Probe([run], Quiet())
+        found = Probe([run], Quiet(), time.monotonic())
         times.append((found.activation_s(run.config), found.prediction_s(run.config)))
     assert times[1][0] / times[0][0] == pytest.approx(10, rel=0.7)  # ten blocks, tried twice
     assert times[0][0] < times[0][1] < times[1][1]
