@@ -142,7 +142,8 @@ def new_trainer(config: RunConfig, sae: Architecture) -> Trainer:
 
 def squared_error(step: Step) -> Float[Tensor, ""]:
     """Mean over tokens of ||x - recon||^2."""
-    return (step.x - step.recon).pow(2).sum() / len(step.x)
+    # The other way round its gradient would have to be negated.
+    return (step.recon - step.x).pow(2).sum() / len(step.x)
 
 
 @torch.no_grad()
