@@ -12,8 +12,8 @@ They are estimates: nothing is known yet of latents that die, nor of other users
 
 --json writes one object with the keys name, folder, points, to_train, to_measure, finished,
 under_way, packs (each with runs, where, pass_tokens, memory_bytes, seconds), at_once, room_bytes,
-alone_tokens, disk (weights, checkpoints, token_cache, free: bytes), seconds, device_hours and
-basis. What is not known is null."""
+alone_tokens, disk (weights, checkpoints, token_cache, free: bytes), seconds, device, device_hours
+and basis. What is not known is null."""
 
 STATUS_HELP = """\
 Tell how far each sweep is: one row a run, then counts and what to do next.

@@ -70,8 +70,8 @@ def _time(outlook: Outlook) -> str:
         return "Time: not known before the target model is here"
     beside = min(outlook.at_once, len(outlook.packs))
     side = f", {beside} packs at a time" if beside > 1 else ""
-    hours = f"{outlook.device_hours:.2g} device hours"
-    return f"Time: about {_duration(outlook.seconds)}{side}; {hours}; {outlook.basis}"
+    hours = f" ({outlook.device_hours:.2g} {outlook.device} hours)"
+    return f"Time: about {_duration(outlook.seconds)}{side}{hours}, {outlook.basis}"
 
 
 def _disk(disk: Disk) -> str:

@@ -22,6 +22,11 @@ class Estimate(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """`GPU` or `CPU`."""
+        ...
+
+    @property
     def side_by_side(self) -> int:
         """Runs of a pack that train at the same time."""
         ...
@@ -56,6 +61,7 @@ class Roofline:
     """Estimated from a GPU's rates."""
 
     gpu: Gpu
+    device = "GPU"
     side_by_side = 1
 
     @property

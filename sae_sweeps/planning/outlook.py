@@ -72,8 +72,12 @@ class Outlook:
     """tokens that would go through target models if each run had a pass for itself"""
     disk: Disk
     seconds: float | None
+    device: str
+    """what packs are trained on, `GPU` or `CPU`"""
     device_hours: float | None
+    """summed over packs"""
     basis: str
+    """whence the times are, in words"""
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -93,6 +97,7 @@ def of_plan(plan: Plan, division: Division, estimate: Estimate) -> Outlook:
         sum(map(plan.left, todo)),
         _disk(plan, division, todo),
         _makespan(seconds, division.at_once) if known else None,
+        estimate.device,
         sum(seconds) / 3600 if known else None,
         estimate.basis,
     )

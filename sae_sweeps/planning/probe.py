@@ -64,11 +64,12 @@ class Probe:
         """
         first = runs[0].config
         settle(first.deterministic)
-        self.device = pick_device(first.device)
+        self._on = pick_device(first.device)
         torch.set_num_threads(first.threads)
         gemm.keep_memory()
-        self.side_by_side = side_by_side or workers(self.device, first.threads)
-        self.basis = f"from a few steps of each kind of run on this {self.device.type.upper()}"
+        self.side_by_side = side_by_side or workers(self._on, first.threads)
+        self.device = "CPU" if self._on.type == "cpu" else "GPU"
+        self.basis = f"from a few steps of each kind of run on this {self.device}"
         self._began = self._loaded = began
         self._passes: dict[str, tuple[float, float] | None] = {}
         kinds = {_kind(run.config): run.config for run in runs}
@@ -82,11 +83,11 @@ class Probe:
             self.process_bytes = resident_bytes() - loaded
             known = {key: config for key, config in kinds.items() if width_of(config)}
             display.stage(f"trying steps of {len(known)} kinds of runs")
-            tried = pool.map(partial(_of_steps, self.device), known.values())
+            tried = pool.map(partial(_of_steps, self._on), known.values())
             self._steps = dict(zip(known, tried, strict=True))
 
     def memory_bytes(self, runs: Sequence[Run]) -> int | None:
-        if self.device.type != "cpu":
+        if self._on.type != "cpu":
             return of_pack(runs)
         return of_pack(runs, "cpu", self.process_bytes, self.side_by_side)
 
@@ -115,9 +116,9 @@ class Probe:
         """Seconds a token up to the hook and to the end, of one pass of several side by side."""
         if not _is_here(config):
             found = model_parameters(config)
-            rate = OF_MODELS * product_rate(self.device)
+            rate = OF_MODELS * product_rate(self._on)
             return found and (2 * found[0] / rate, 2 * found[1] / rate)
-        target = _target(config, self.device)
+        target = _target(config, self._on)
         self._loaded = time.monotonic()
         rows = torch.arange(min(target.rows_at_once or ROWS, target.row_count("train")))
         tokens = len(rows) * target.tokens_per_row
@@ -130,7 +131,7 @@ class Probe:
     @torch.no_grad()
     def _beside_itself(self, task: Callable[[], object], pool: ThreadPoolExecutor) -> float:
         """Seconds of a task while as many of its kind run as do in training; the second time."""
-        one = partial(_synchronised, task, self.device)
+        one = partial(_synchronised, task, self._on)
 
         def several() -> None:
             for future in [pool.submit(one) for _ in range(self.side_by_side)]:
