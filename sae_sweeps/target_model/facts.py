@@ -16,6 +16,8 @@ FEW_ROWS = 16
 """Token rows of a pass that keep a CPU busy"""
 KEPT_BYTES = 2**29
 """Clean log probabilities of held-out tokens that are kept, since every run asks for them"""
+LARGEST = 2**40
+"""What is no size of any model's."""
 BYTES = {"float32": 4}
 """Of a weight in a dtype; of all others it is 2."""
 RESIDUAL = r"hook_(resid_\w+|attn_out|mlp_out|embed)|ln.*"
@@ -89,8 +91,9 @@ def _language_part(config: Any) -> Config:
 
 
 def number(known: Config, *names: str) -> int | None:
-    """Read an integer of a model's config under the first of its names that is there."""
-    return next((known[name] for name in names if isinstance(known.get(name), int)), None)
+    """Read a size of a model's config under the first of its names that has one."""
+    found = (known.get(name) for name in names)
+    return next((size for size in found if type(size) is int and 0 < size < LARGEST), None)
 
 
 def width(node: Config) -> int | None:

@@ -62,3 +62,18 @@ def test_a_pass_goes_no_deeper_than_the_hook(hook: str, blocks: int) -> None:
     assert found is not None
     assert found.below == blocks * 12 * 128**2
     assert found.passed == 4 * 12 * 128**2 + 4096 * 128
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "8", [8], None, 10**400])
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_size_that_is_none_is_not_known(name: str, wrong: object, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    known: dict[str, object] = {**sizes, "vocab_size": 9, "intermediate_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps({**known, name: wrong}))
+    assert facts.parameters(node(tmp_path)) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", '"text"', "{", '{"text_config": [1]}'])
+def test_what_is_no_config_tells_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert facts.parameters(node(tmp_path)) is None and facts.width(node(tmp_path)) is None
