@@ -28,6 +28,7 @@ ROWS = [
     {"record"},
     {"stream", "tracking"},
     {"training"},
+    {"planning"},
     {"pareto"},
     {"launching"},
     {"cli"},

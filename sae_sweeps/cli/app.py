@@ -16,7 +16,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.check import checked
@@ -30,6 +32,8 @@ from sae_sweeps.launching.compose import choices_of
 from sae_sweeps.launching.errors import is_users, line
 from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.summary import note
+from sae_sweeps.launching.sweeper import PointsSweeperBase
+from sae_sweeps.planning.asked import asked
 
 HERE = Path(__file__).resolve().parents[1]
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
@@ -44,6 +48,8 @@ DEEPEST = 20
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> None:
     """Train one run as a pack of one: what stock launchers call for each point."""
+    if asked.get() is not None:
+        raise ConfigError("hydra/launcher: only of local and slurm there is a plan.")
     choices = choices_of(OmegaConf.structured(HydraConfig.get()))
     config = checked(cfg, choices)
     obey(config)
@@ -58,7 +64,7 @@ def run(arguments: list[str]) -> int:
         complain(line(error))
         return 1
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with hydra_as_library(arguments), composed_once():
+    with hydra_as_library(arguments), composed_once(), planned_by_us():
         try:
             app()
         except KeyboardInterrupt:
@@ -89,6 +95,8 @@ def arranged(arguments: list[str]) -> list[str]:
             flags = [flag for action in parser._actions for flag in action.option_strings]
             hint = did_you_mean(word, flags) or " Options have no dashes: k=16."
             raise ConfigError(f"{one_line(repr(word))} is not a flag.{hint}")
+    if asked.get() is not None and (args.run or args.experimental_rerun):
+        raise ConfigError("only of a sweep there is a plan: leave out --run and what is like it.")
     overrides = [word for word in arguments if word in [*args.overrides, *rest]]
     flags = [word for word in arguments if word not in overrides and word != "--"]
     if args.shell_completion and "COMP_LINE" not in os.environ and "query" in str(overrides):
@@ -166,6 +174,24 @@ def composed_once() -> Generator[None, None, None]:
         yield
     finally:
         Hydra.get_mode = get_mode
+
+
+@contextmanager
+def planned_by_us() -> Generator[None, None, None]:
+    """Where only a plan is asked for, refuse sweepers of others, which write files first."""
+    instantiate = Plugins.instantiate_sweeper
+
+    def ours(self: Plugins, **given: Any) -> Sweeper:
+        sweeper = instantiate(self, **given)
+        if asked.get() is not None and not isinstance(sweeper, PointsSweeperBase):
+            raise ConfigError("hydra/sweeper: only of points there is a plan.")
+        return sweeper
+
+    Plugins.instantiate_sweeper = ours
+    try:
+        yield
+    finally:
+        Plugins.instantiate_sweeper = instantiate
 
 
 def loosened(arguments: Sequence[str]) -> list[str]:

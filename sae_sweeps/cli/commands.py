@@ -54,8 +54,9 @@ def status(args: argparse.Namespace) -> int:
     from rich.live import Live
 
     from sae_sweeps.cli import status_table
+    from sae_sweeps.system import terminal
 
-    console = status_table.console()
+    console = terminal.console()
     found = [status.read(folder) for folder in args.folder]
     if args.watch and console.is_terminal:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sae_sweeps.cli.commands import PLAN, Parser
+from sae_sweeps.cli.commands import PLAN, VERBS, Parser
 from sae_sweeps.cli.help_texts import PLAN_HELP
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.out import complain
@@ -25,6 +25,9 @@ def main(arguments: list[str]) -> int:
         own, command = parser.parse_known_args(arguments)
     except ConfigError as error:
         complain(str(error))
+        return 1
+    if command[:1] and command[0] in VERBS:
+        complain(f"there is no plan of {command[0]}, only of a command that trains")
         return 1
     from sae_sweeps.cli import app
 

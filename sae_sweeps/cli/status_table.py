@@ -1,13 +1,11 @@
 """Shows the state of a sweep in the terminal, one run a row."""
 
-import os
-
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sae_sweeps.record.status import RunStatus, SweepStatus, shown
-from sae_sweeps.system.terminal import Terminal
+from sae_sweeps.system.terminal import ENDLESS
 
 COLOURS = {
     "done": "green",
@@ -17,16 +15,8 @@ COLOURS = {
     "failed": "red",
     "lost": "red",
 }
-ENDLESS = 10_000
 ROOM_FOR_REASONS = 40
 """Columns that a terminal must leave beside the figures, or reasons stand below the table."""
-
-
-def console() -> Console:
-    """Make the console for standard output; in a pipe no line is cut or folded."""
-    console = Terminal()
-    asked = console.is_terminal or "COLUMNS" in os.environ
-    return console if asked else Terminal(width=ENDLESS)
 
 
 def render(status: SweepStatus, console: Console) -> RenderableType:

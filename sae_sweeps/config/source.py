@@ -30,6 +30,7 @@ def own_rules(target: str) -> Rules | None:
     return own_static(target, "rules")
 
 
+@cache
 def own_static(target: str, name: str) -> Callable[..., Any] | None:
     """Return a static method of a class, if it has one; its module is not imported.
 

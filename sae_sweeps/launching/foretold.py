@@ -14,6 +14,7 @@ from sae_sweeps.planning.memory import FILLED
 from sae_sweeps.planning.outlook import Disk, Outlook, PackOutlook
 from sae_sweeps.record import status
 from sae_sweeps.record.plan import Plan
+from sae_sweeps.system.terminal import console
 
 UNKNOWN = "?"
 TIMES = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
@@ -44,10 +45,11 @@ def drawn(outlook: Outlook) -> Group:
     return Group(table, *map(Text, lines(outlook)))
 
 
-def _cells(pack: PackOutlook, count: int) -> list[str]:
+def _cells(pack: PackOutlook, count: int) -> list[Text]:
     memory = _bytes(pack.memory_bytes)
     time = UNKNOWN if pack.seconds is None else _duration(pack.seconds)
-    return [str(count), str(pack.runs), pack.where, f"{pack.pass_tokens:,}", memory, time]
+    cells = str(count), str(pack.runs), pack.where, f"{pack.pass_tokens:,}", memory, time
+    return list(map(Text, cells))  # whose brackets are no commands
 
 
 def lines(outlook: Outlook) -> list[str]:
@@ -110,13 +112,11 @@ def short(outlook: Outlook) -> str:
 
 def show(plan: Plan, outlook: Outlook, as_document: bool) -> None:
     """Write it to standard output."""
-    from sae_sweeps.cli.status_table import console
-
     if as_document:
         tell_notes()
         sys.stdout.write(as_json(plan, outlook) + "\n")
         return
     tell_plan(plan)
-    place = console()
-    place.print(drawn(outlook), crop=False)
+    if outlook.packs:
+        console().print(drawn(outlook), crop=False)
     say(f"Nothing was written. The folder will be {status.shown(plan.folder)}")

@@ -15,11 +15,10 @@ from sae_sweeps.config.signature import build, signature
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.objective import require_known
-from sae_sweeps.launching.summary import tell_plan
 from sae_sweeps.launching.work import Outcome
 from sae_sweeps.planning.asked import Asked, asked
 from sae_sweeps.planning.estimate import Estimate, Roofline
-from sae_sweeps.planning.gpus import GPUS
+from sae_sweeps.planning.gpus import GPUS, USUAL
 from sae_sweeps.planning.outlook import Division
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.folder import SweepFolder
@@ -69,9 +68,6 @@ class PlanLauncher(ConfigLauncher):
         """Serve sweepers other than ours, which hand over overrides and mostly want figures."""
         del initial_job_idx  # runs are named by content
         if not self.config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            if asked.get() is not None:
-                text = "hydra/sweeper: this one chooses points by the results of earlier ones"
-                raise ConfigError(f"{text}, so there is no plan.")
             self.require_figures()
         setup_globals()
         return self.launch_configs(compose(self.hydra_context, self.config, job_overrides))
@@ -105,10 +101,8 @@ class PlanLauncher(ConfigLauncher):
         from sae_sweeps.planning import outlook
 
         division = self.divided(plan)
-        if not division.packs:
-            tell_plan(plan)
-            return
-        estimate = Roofline(GPUS[wish.gpu]) if wish.gpu else self.estimate(plan)
+        named = wish.gpu or (None if division.packs else USUAL)  # nothing ahead takes no time
+        estimate = Roofline(GPUS[named]) if named else self.estimate(plan)
         foretold.show(plan, outlook.of_plan(plan, division, estimate), wish.json)
 
     def require_figures(self) -> None:
@@ -117,17 +111,22 @@ class PlanLauncher(ConfigLauncher):
             text = "hydra.launcher.objective is null: this sweeper needs a figure, such as fvu."
             raise ConfigError(text)
 
-    @abstractmethod
     def divided(self, plan: Plan) -> Division:
-        """Divide the plan's runs into packs.
+        """Divide the plan's runs into packs; here a pack for each pass, one after the other.
 
         Raises:
             ConfigError: there is no such device here.
         """
+        return Division([*plan.packs, *plan.remeasured], 1)
 
-    @abstractmethod
     def estimate(self, plan: Plan) -> Estimate:
-        """Tell how fast the devices are that packs would be trained on."""
+        """Tell how fast the devices are that packs would be trained on.
+
+        Raises:
+            ConfigError: nobody knows, as here; or a try of it fails.
+        """
+        del plan
+        raise ConfigError("hydra/launcher: this one tells no times; `plan --gpu` does.")
 
     @abstractmethod
     def carry_out(self, plan: Plan) -> Mapping[str, Told]:

@@ -1,6 +1,5 @@
 """The launcher `local`: trains packs in this process, or in several, one per device."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -10,10 +9,12 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching.launcher import PlanLauncher
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import left, renew_report, results, tell_end, tell_plan
+from sae_sweeps.launching.trying import tried
 from sae_sweeps.launching.work import Outcome, Work, work
 from sae_sweeps.launching.workers import devices as reachable
 from sae_sweeps.launching.workers import free_bytes
 from sae_sweeps.launching.writer import Writer
+from sae_sweeps.planning.asked import asked
 from sae_sweeps.planning.estimate import Estimate
 from sae_sweeps.planning.memory import fitting
 from sae_sweeps.planning.outlook import Division
@@ -61,18 +62,14 @@ class Local(PlanLauncher):
         return Division(streams, len(devices), room)
 
     def _devices(self, plan: Plan) -> list[str | None]:
-        device = plan.points[0].config.device
-        reach_device(device)
+        device, wish = plan.points[0].config.device, asked.get()
+        if not (wish and wish.gpu):  # of a GPU that need not be here
+            reach_device(device)
         return reachable(device, self.given.workers)
 
     def estimate(self, plan: Plan) -> Estimate:
         """By a few steps of each kind of run."""
-        began = time.monotonic()
-        from sae_sweeps.planning.probe import Probe
-
-        ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
-        with self._display(plan) as display:
-            return Probe(ahead, display, began)
+        return tried(plan, self.given.progress, processes=len(self._devices(plan)))
 
     def carry_out(self, plan: Plan) -> Mapping[str, Outcome]:
         """Train what is not finished, tell what failed, draw the report."""

@@ -6,9 +6,8 @@ import re
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from sae_sweeps.launching.launcher import PlanLauncher, Told
 from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.packs import divided, freeze
 from sae_sweeps.launching.summary import results, say, tell_end, tell_plan
+from sae_sweeps.launching.trying import tried
 from sae_sweeps.launching.writer import Writer, as_config_error
 from sae_sweeps.marks import Birth, Code
 from sae_sweeps.planning import outlook
@@ -116,25 +116,21 @@ class Slurm(PlanLauncher):
         room = gpu_bytes(self.given.gpu_memory)
         streams = [*plan.packs, *plan.remeasured]
         packs = divided(streams, self.given.max_runs_per_pack, fitting(room))
-        return Division(packs, self.given.array_parallelism, room)
+        return Division(packs, self.given.array_parallelism, room, self._devices)
+
+    @property
+    def _devices(self) -> int:
+        """How many GPUs a job has for itself: of `2`, and of `a100:2`, two."""
+        count = str(self.given.gpus).rpartition(":")[2]
+        return int(count) if count.isdecimal() and int(count) else 1
 
     def estimate(self, plan: Plan) -> Estimate:
         """By the rates of the GPU that is asked for, or of the usual one; without GPUs by a try."""
-        if not self.given.gpus:
-            return self._tried(plan)
+        if not self.given.gpus:  # as if jobs had the processor that is here
+            side_by_side = max(1, self.given.cpus // plan.points[0].config.threads)
+            return tried(plan, self.given.progress, side_by_side=side_by_side, device="cpu")
         name = next(filter(None, map(named, map(str, self._kinds()))), USUAL)
         return Roofline(GPUS[name])
-
-    def _tried(self, plan: Plan) -> Estimate:
-        """As if jobs had the processor that is here, and as many cores as they will have."""
-        began = time.monotonic()
-        from sae_sweeps.launching import progress
-        from sae_sweeps.planning.probe import Probe
-
-        ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
-        side_by_side = max(1, self.given.cpus // ahead[0].config.threads)
-        with progress.make(self.given.progress, len(ahead), 0) as display:
-            return Probe(ahead, display, began, side_by_side)
 
     def _kinds(self) -> list[Any]:
         """Where a cluster's users name the GPU that they want."""
@@ -176,14 +172,15 @@ class Slurm(PlanLauncher):
                 raise ConfigError(f"SLURM refused the jobs: {'; '.join(said)}") from error
         writer.submitted([job.job_id for job in jobs])
         tell_plan(plan)
-        if self.given.gpus:  # a CPU's time would have to be tried
-            ahead = outlook.of_plan(plan, self.divided(plan), self.estimate(plan))
-            say(foretold.short(ahead))
         folder = status.shown(plan.folder)
         number = str(jobs[0].job_id).partition("_")[0]
         tasks = f", tasks 0 to {len(jobs) - 1}" if len(jobs) > 1 else ""
         say(f"Submitted: job {number}{tasks}. Logs: {folder}/packs/{plan.launch}-*.log")
         say(f"To follow: sae-sweeps status {folder}    (or wait, cancel, retry, report)")
+        if self.given.gpus:  # a CPU's time would have to be tried
+            with suppress(Exception):  # nothing that is only told may fail a launch
+                ahead = outlook.of_plan(plan, self.divided(plan), self.estimate(plan))
+                say(foretold.short(ahead))
 
     def _executor(self, plan: Plan) -> Any:
         """Make submitit's executor for this plan's jobs; raises ConfigError for a wrong option."""

@@ -1,5 +1,6 @@
 """GPUs by name: what their makers promise, and how much of it was reached."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -56,6 +57,10 @@ USUAL = "h100"
 
 
 def named(text: str) -> str | None:
-    """Find the GPU that a text means, as `nvidia-h100-80gb` or `rtx_4090`."""
-    plain = "".join(character for character in text.lower() if character.isalnum())
-    return next((name for name in sorted(GPUS, key=len, reverse=True) if name in plain), None)
+    """Find the GPU that a text means, as `nvidia-h100-80gb`, `gpu:a100:1` or `rtx_4090`."""
+    plain = re.sub(r"[ _-]+", " ", text.lower())
+    for name in GPUS:
+        words = name.replace("rtx", "(rtx ?)?")
+        if re.search(rf"(?<![a-z0-9]){words}(?![a-z0-9])", plain):
+            return name
+    return None

@@ -32,6 +32,8 @@ class Division:
     """packs that are trained at the same time"""
     room: int | None = None
     """bytes of memory of the device of each, where that is known"""
+    devices: int = 1
+    """that each has for itself, though it uses one"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Outlook:
     device: str
     """what packs are trained on, `GPU` or `CPU`"""
     device_hours: float | None
-    """summed over packs"""
+    """summed over all devices that packs have for themselves"""
     basis: str
     """whence the times are, in words"""
 
@@ -98,7 +100,7 @@ def of_plan(plan: Plan, division: Division, estimate: Estimate) -> Outlook:
         _disk(plan, division, todo),
         _makespan(seconds, division.at_once) if known else None,
         estimate.device,
-        sum(seconds) / 3600 if known else None,
+        division.devices * sum(seconds) / 3600 if known else None,
         estimate.basis,
     )
 
@@ -152,7 +154,7 @@ def _own_seconds(run: Run, left: int, estimate: Estimate) -> float | None:
 
 def _makespan(seconds: Sequence[float], at_once: int) -> float:
     """Seconds until the last pack ends, when each begins as soon as a device is free."""
-    free = [0.0] * at_once
+    free = [0.0] * max(1, min(at_once, len(seconds)))
     for own in seconds:
         heapq.heappush(free, heapq.heappop(free) + own)
     return max(free)
@@ -181,10 +183,15 @@ def _parameters(config: RunConfig) -> int | None:
 
 def _token_cache(runs: Sequence[Run]) -> int | None:
     """Bytes of token rows that are yet to be packed, once for all runs that share them."""
-    sources = {str(run.config.nodes["data"]): run.config for run in runs}
+    sources = {str((run.config.nodes["data"], _model(run.config))): run.config for run in runs}
     own = [_cache_of(config) for config in sources.values()]
     known = [size for size in own if size is not None]
     return sum(known) if len(known) == len(own) else None
+
+
+def _model(config: RunConfig) -> list[Any]:
+    """What the tokenizer is a function of."""
+    return [config.nodes["target_model"].get(name) for name in ("model", "revision")]
 
 
 def _cache_of(config: RunConfig) -> int | None:

@@ -1,7 +1,7 @@
 """How fast this machine is: a few steps of each kind of run, on made-up activations and tokens.
 
-Nothing is written, and no data are read. The model's own passes are tried where its weights are
-here; else their time follows from its size and the speed of a large product.
+Nothing is written or fetched, and no text is read. The model's own passes are tried where its
+weights are here; else their time follows from its size and the speed of a large product.
 """
 
 import resource
@@ -29,6 +29,7 @@ from sae_sweeps.planning.roofline import OF_MODELS
 from sae_sweeps.planning.told import told
 from sae_sweeps.record.identity import pass_identity
 from sae_sweeps.record.run import Run
+from sae_sweeps.system import hugging_face
 from sae_sweeps.system.files import digest
 from sae_sweeps.training.evaluation import measure
 from sae_sweeps.training.listener import Listener
@@ -42,7 +43,7 @@ NEAR = 1.5
 """How many times k latents may fire for a step to be as it is later in training."""
 ROWS = 64
 """Token rows of a try."""
-OF_SPEED = ("architecture", "allocator", "aux_loss", "optimizer")
+OF_SPEED = ("architecture", "allocator", "aux_loss")
 """Groups on which the time of a step may depend."""
 
 
@@ -54,20 +55,25 @@ class Probe:
         runs: Sequence[Run],
         display: Listener,
         began: float,
+        processes: int = 1,
         side_by_side: int | None = None,
+        device: str = "",
     ) -> None:
         """Try what `runs` are made of.
 
         Args:
             began: when this process began to import what the launch would, by `time.monotonic`.
-            side_by_side: runs that train at the same time; None: as many as would do so here.
+            processes: packs that are to share this machine's cores.
+            side_by_side: runs of each that train at the same time; None: as cores allow.
+            device: where to try; else where the runs are to be trained.
         """
         first = runs[0].config
         settle(first.deterministic)
-        self._on = pick_device(first.device)
+        self._on = pick_device(device or first.device)
         torch.set_num_threads(first.threads)
         gemm.keep_memory()
-        self.side_by_side = side_by_side or workers(self._on, first.threads)
+        cores = workers(self._on, first.threads) // processes
+        self.side_by_side = side_by_side or max(1, cores)
         self.device = "CPU" if self._on.type == "cpu" else "GPU"
         self.basis = f"from a few steps of each kind of run on this {self.device}"
         self._began = self._loaded = began
@@ -75,11 +81,12 @@ class Probe:
         kinds = {_kind(run.config): run.config for run in runs}
         # Of a pass's hooks the deepest is tried.
         deepest = {pass_identity(run.config): run.config for run in sorted(runs, key=_depth)}
-        with ThreadPoolExecutor(self.side_by_side) as pool:
+        with hugging_face.offline(), ThreadPoolExecutor(self.side_by_side) as pool:
             for key, config in deepest.items():
                 display.stage("trying the target model's pass")
                 self._passes[key] = self._of_pass(config, pool)
-            loaded = sum(map(weight_bytes, filter(_is_here, deepest.values())))
+            # One at a time was there.
+            loaded = max(map(weight_bytes, filter(_is_here, deepest.values())), default=0)
             self.process_bytes = resident_bytes() - loaded
             known = {key: config for key, config in kinds.items() if width_of(config)}
             display.stage(f"trying steps of {len(known)} kinds of runs")
@@ -150,7 +157,8 @@ class MadeUp(Data):
 
     def rows(self, split: Split, tokenizer: Any) -> Rows:
         del split
-        ids = np.random.default_rng(0).integers(len(tokenizer), size=(ROWS, self.context_tokens))
+        known = tokenizer.vocab_size  # without tokens that were added, which a model may lack
+        ids = np.random.default_rng(0).integers(known, size=(ROWS, self.context_tokens))
         return Rows(ids.astype(np.uint32))
 
 
@@ -164,7 +172,7 @@ def _target(config: RunConfig, device: torch.device) -> TargetModel:
 
 
 def _is_here(config: RunConfig) -> bool:
-    """Whether a target model can be loaded as it is; one that does not tell is not fetched."""
+    """Whether a target model's weights are here; one that does not tell is built as it is."""
     return told(config, "target_model", "is_here") is not False
 
 
@@ -176,6 +184,7 @@ def _depth(run: Run) -> int:
 def _kind(config: RunConfig) -> str:
     """Hash what the time of a step may depend on."""
     nodes = {name: config.nodes[name] for name in OF_SPEED}
+    nodes["optimizer"] = {TARGET: config.nodes["optimizer"][TARGET]}
     own = config.k, config.d_sae, config.engine, config.training.precision
     return digest([nodes, own, config.stream.batch_tokens, width_of(config)])
 

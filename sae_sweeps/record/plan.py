@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,13 @@ class Plan:
 
     def left(self, run: Run) -> int:
         """Tokens that a run is yet to be trained on."""
-        saved = 0 if run in self.aside else run.files.saved_tokens
+        saved = 0 if run.name in self._anew else run.files.saved_tokens
         return max(0, run.config.total_tokens - saved)
+
+    @cached_property
+    def _anew(self) -> frozenset[str]:
+        """The names of runs that start anew."""
+        return frozenset(run.name for run in self.aside)
 
     @property
     def repeated(self) -> int:

@@ -6,7 +6,8 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -140,6 +141,19 @@ def settle() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
+@contextmanager
+def offline() -> Generator[None]:
+    """Within it Hugging Face's libraries take what their caches hold, and fetch nothing."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _address() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
@@ -211,9 +225,9 @@ def model_config(repository: Repository) -> Any:
     from huggingface_hub.utils import build_hf_headers, get_session
 
     name, revision = repository.name, repository.revision
-    url = hf_hub_url(name, "config.json", revision=revision, endpoint=_address())
 
     def get() -> Any:
+        url = hf_hub_url(name, "config.json", revision=revision, endpoint=_address())
         # Without its limit a hub that never ends would keep the thread.
         session, longest = get_session(), 10 * LIMIT_S
         found = session.get(url, headers=build_hf_headers(), timeout=longest, follow_redirects=True)

@@ -1,11 +1,15 @@
 """Rich's console, on which no text of a file commands the terminal."""
 
+import os
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from sae_sweeps.errors import visible
+
+ENDLESS = 10_000
+"""Columns of what is no terminal."""
 
 
 class Terminal(Console):
@@ -25,3 +29,10 @@ class Terminal(Console):
 
 def _visible(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
+
+
+def console() -> Console:
+    """Make the console for standard output; in a pipe no line is cut or folded."""
+    console = Terminal()
+    asked = console.is_terminal or "COLUMNS" in os.environ
+    return console if asked else Terminal(width=ENDLESS)

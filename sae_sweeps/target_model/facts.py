@@ -20,9 +20,10 @@ LARGEST = 2**40
 """What is no size of any model's."""
 BYTES = {"float32": 4}
 """Of a weight in a dtype; of all others it is 2."""
-RESIDUAL = r"hook_(resid_\w+|attn_out|mlp_out|embed)|ln.*"
+RESIDUAL = r"hook_(resid_\w+|attn_out|mlp_out|embed)|ln\w*(\.hook_(in|out|normalized))?"
 """Hooks, and parts of a block, that are as wide as the residual stream."""
 
+BEFORE_BLOCKS = ("hook_embed", "hook_pos_embed", "embed.hook_in", "embed.hook_out")
 # What configs do not say: whose MLP has two matrices and not three, who shares its embedding with
 # its unembedding where nothing else is said, and who has positions that are learned.
 UNGATED = (
@@ -70,7 +71,7 @@ def of_files(model: str, revision: str | None) -> Config:
     folder = model_folder(model, revision)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # the loader will say more
     return _language_part(config)
 
@@ -121,7 +122,9 @@ def parameters(node: Config) -> Parameters | None:
     block = 2 * d_model * d_head * (heads + key_heads)
     block += (2 if kind in UNGATED else 3) * d_model * inner
     match = re.match(r"blocks\.(\d+)\.", node["hook"])
-    below = min(layers, int(match[1]) + (".hook_resid_pre" not in node["hook"])) if match else 0
+    below = 0 if node["hook"] in BEFORE_BLOCKS else layers
+    if match:
+        below = min(layers, int(match[1]) + (".hook_resid_pre" not in node["hook"]))
     tied = known.get("tie_word_embeddings", kind in TIED)
     embeddings = (1 if tied else 2) * vocabulary * d_model
     if kind in LEARNED_POSITIONS:
@@ -136,7 +139,8 @@ def weight_bytes(node: Config) -> int:
     if counted:
         return counted.stored * BYTES.get(node["dtype"], 2)
     folder = model_folder(node["model"], node["revision"])
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+    files = folder.glob("*.safetensors") if folder else ()
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def model_bytes(config: Config) -> tuple[int, int]:

@@ -5,7 +5,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from hypothesis import given
@@ -224,8 +226,82 @@ def test_a_mistake_is_refused_as_without_plan(
     assert "k is 2000, expected at most d_sae" in refusal(capsys, tmp_path)
     assert command(monkeypatch, "plan", "--gpu", "v1", "k=4") == 1
     assert "invalid choice: 'v1' (choose from" in refusal(capsys, tmp_path)
-    assert command(monkeypatch, "plan", "hydra/launcher=basic") == 1
-    assert "only of local and slurm there is a plan" in refusal(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["plan", "hydra/launcher=basic"], "only of local and slurm there is a plan"),
+        (["plan", "hydra/sweeper=basic"], "only of points there is a plan"),
+        (["plan", "hydra/sweeper=basic", "hydra/launcher=basic"], "only of points there is a plan"),
+        (["plan", "--run", "k=8"], "only of a sweep there is a plan"),
+        (["-r", "k=8", "--dry-run"], "only of a sweep there is a plan"),
+        (["plan", "--experimental-rerun", "x.pickle"], "only of a sweep there is a plan"),
+        (["plan", "retry", "outputs/x"], "there is no plan of retry"),
+    ],
+)
+def test_what_would_go_another_way_is_refused_and_not_done(
+    words: list[str],
+    expected: str,
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert command(monkeypatch, *words) == 1
+    assert expected in refusal(capsys, tmp_path)
+    assert trainer.runs == []
+
+
+def test_of_a_finished_sweep_nothing_is_ahead(
+    run: Callable[..., int],
+    trainer: Trainer,
+    planned: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del trainer
+    assert run("name=it") == 0
+    found = planned("name=it")
+    assert found["packs"] == [] and found["seconds"] == found["device_hours"] == 0
+    assert (found["finished"], found["to_train"]) == (1, 0)
+    assert command(monkeypatch, "plan", "name=it") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("it: 0 runs to train, 1 finished") and len(said) == 2
+
+
+def test_brackets_in_a_name_are_shown(
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    del trainer
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "x[/bold]" / "a[red].npy"
+    path.parent.mkdir(parents=True)
+    np.save(path, np.zeros((4, 8), np.float32))
+    words = (f"target_model.path='{path.relative_to(tmp_path)}'", "target_model=activations")
+    assert command(monkeypatch, "plan", "--gpu", "h100", *words) == 0
+    assert "x[/bold]/a[red].npy" in capsys.readouterr().out
+
+
+def test_a_launch_does_not_fail_for_what_is_only_told(
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    del trainer
+    for name, text in {"sbatch": "echo Submitted batch job 7", "srun": "exit 1"}.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(outlook, "of_plan", Mock(side_effect=ZeroDivisionError))
+    assert command(monkeypatch, "hydra/launcher=slurm", "name=it", "tracking=off") == 0
+    said = capsys.readouterr().out
+    assert "Submitted: job 7" in said and "Ahead" not in said
 
 
 def test_a_pack_too_large_for_its_gpu_is_told(
@@ -247,7 +323,8 @@ def test_a_pack_too_large_for_its_gpu_is_told(
     [
         *(("NVIDIA H100 80GB HBM3", "h100"), ("a100-sxm4-80gb", "a100"), ("gpu:l40s:1", "l40s")),
         *(("NVIDIA GH200 480GB", "gh200"), ("rtx_4090", "rtx4090"), ("RTX A6000", "a6000")),
-        *(("1", None), ("gpu", None), ("v100", None)),
+        *(("1", None), ("gpu", None), ("v100", None), ("rtx_a4000:1", None), ("a1000", None)),
+        *(("all-4h", None), ("small40", None), ("el-40", None), ("h100,a100", "h100")),
     ],
 )
 def test_names_of_gpus(text: str, expected: str | None) -> None:
@@ -266,6 +343,14 @@ def test_a_cluster_s_gpu_is_the_one_that_options_name(
     words = ("hydra/launcher=slurm", f"hydra.launcher.{option}")
     assert "the A100" in planned(*words)["basis"]
     assert "the L4" in planned(*words, "--gpu", "l4")["basis"]
+
+
+def test_gpus_that_a_job_has_for_itself_count(planned: Plan, trainer: Trainer) -> None:
+    del trainer
+    one, two = (planned("hydra/launcher=slurm", f"hydra.launcher.gpus={n}") for n in (1, 2))
+    assert two["device_hours"] == 2 * one["device_hours"] > 0
+    many = planned("hydra/launcher=slurm", "hydra.launcher.array_parallelism=3000000000")
+    assert many["seconds"] == one["seconds"]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 6))

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sae_sweeps.cli import commands, status_table
+from sae_sweeps.cli import commands
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.launching import cancelling, monitor, progress
 from sae_sweeps.record import manifest, status
 from sae_sweeps.record.manifest import Pack
-from sae_sweeps.system import cluster, files
+from sae_sweeps.system import cluster, files, terminal
 from tests.support.fabricate import Slurm, finish, held, launch, result, rows, sweep, write
 from tests.support.places import ROOT
 from tests.support.unchecked import unchecked
@@ -344,7 +344,7 @@ def test_watching_the_table_until_the_sweep_is_over(
     over, folder = sweep(tmp_path / "b", [None]), sweep(tmp_path / "a", [None])
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, color_system=None)
-    monkeypatch.setattr(status_table, "console", lambda: console)
+    monkeypatch.setattr(terminal, "console", lambda: console)
     launching = ExitStack()
 
     def pause(_: float) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
@@ -42,6 +42,19 @@ def online(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> Iterator[FakeHu
     with serving() as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.address)
         yield fake
+
+
+def test_a_model_s_config_is_had_without_a_file_or_not_at_all(online: FakeHub) -> None:
+    """Some names the hub's own library refuses; nothing of what is not to be had is raised."""
+
+    def asked(name: str) -> Any:
+        return hugging_face.model_config(hugging_face.Repository("target_model.model", name, None))
+
+    hugging_face.model_config.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
+    online.folders["some/model"] = MODEL
+    assert asked("some/model")["model_type"] == "gpt2"
+    assert [asked(name) for name in ("foo--bar", "a..b", "x.git", "some/unknown")] == [{}] * 4
+    assert not Path(os.environ["HF_HOME"]).exists()
 
 
 # --- Before anything starts ----------------------------------------------------------------

@@ -54,7 +54,10 @@ def test_who_has_experts_is_not_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("hook", "blocks"),
-    [("hook_embed", 0), ("blocks.0.hook_resid_pre", 0), ("blocks.2.hook_mlp_out", 3)],
+    [
+        *(("hook_embed", 0), ("blocks.0.hook_resid_pre", 0), ("blocks.2.hook_mlp_out", 3)),
+        ("ln_final.hook_normalized", 4),
+    ],
 )
 def test_a_pass_goes_no_deeper_than_the_hook(hook: str, blocks: int) -> None:
     of_model = {"model": "embedded", "revision": None, "dtype": "float32", "hook": hook}
@@ -73,7 +76,10 @@ def test_a_size_that_is_none_is_not_known(name: str, wrong: object, tmp_path: Pa
     assert facts.parameters(node(tmp_path)) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", '"text"', "{", '{"text_config": [1]}'])
+NO_CONFIGS = ["[" * 10**5, "", "[]", "5", '"text"', "{", '{"text_config": [1]}']
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS, ids=range(len(NO_CONFIGS)))
 def test_what_is_no_config_tells_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     assert facts.parameters(node(tmp_path)) is None and facts.width(node(tmp_path)) is None
