@@ -1,15 +1,12 @@
 """A plan's times from a try: with what a launch would import, and as it would compute."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.launching import progress
 from sae_sweeps.planning.estimate import Estimate
 from sae_sweeps.record.plan import Plan
-
-if TYPE_CHECKING:
-    from sae_sweeps.planning.probe import Probe
 
 
 def tried(plan: Plan, shown: str, **how: Any) -> Estimate:
@@ -23,17 +20,12 @@ def tried(plan: Plan, shown: str, **how: Any) -> Estimate:
         ConfigError: something cannot be loaded or computed, such as for want of memory.
     """
     began = time.monotonic()
+    from sae_sweeps.planning.probe import Probe
+
     ahead = [run for pack in [*plan.packs, *plan.remeasured] for run in pack]
     with progress.make(shown, len(ahead), 0) as display:
         try:
-            return _probe()(ahead, display, began, **how)
+            return Probe(ahead, display, began, **how)
         except (RuntimeError, MemoryError, OSError) as error:
             text = f"plan: a step could not be tried ({one_line(error)})"
             raise ConfigError(f"{text}; --gpu tells times without a try.") from error
-
-
-def _probe() -> "type[Probe]":
-    """Import it only now: it loads torch."""
-    from sae_sweeps.planning.probe import Probe
-
-    return Probe

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from sae_sweeps.planning.probe import Probe
 from sae_sweeps.target_model import facts
 from sae_sweeps.training.member import new_sae
 from sae_sweeps.training.trainer import new_trainer
+from tests.support.commands import Trainer, command, refusal, trainer
 from tests.support.places import ROOT
 from tests.support.small import Quiet, small_run
 
-CPU = torch.device("cpu")
+__all__ = ["trainer"]  # a fixture
 
 
 @pytest.mark.parametrize("method", ["relu", "gated", "jumprelu", "topk"])
@@ -84,6 +87,22 @@ def test_a_model_that_is_not_here_is_not_fetched_and_goes_by_its_size(tmp_path: 
         times.append((found.activation_s(run.config), found.prediction_s(run.config)))
     assert times[1][0] / times[0][0] == pytest.approx(10, rel=0.7)  # ten blocks, tried twice
     assert times[0][0] < times[0][1] < times[1][1]
+
+
+def test_what_cannot_be_tried_is_told_in_one_line(
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    del trainer
+    stand_in = types.ModuleType(probe.__name__)
+    vars(stand_in)["Probe"] = Mock(side_effect=torch.OutOfMemoryError("CUDA out\nof memory"))
+    monkeypatch.setitem(sys.modules, probe.__name__, stand_in)
+    words = ("plan", "device=cpu", "hydra.launcher.progress=off")
+    assert command(monkeypatch, *words) == 1
+    said = refusal(capsys, tmp_path)
+    assert "a step could not be tried (CUDA out of memory); --gpu tells times" in said
 
 
 MEASURED = """
