@@ -33,7 +33,7 @@ from sae_sweeps.launching.errors import is_users, line
 from sae_sweeps.launching.out import complain
 from sae_sweeps.launching.summary import note
 from sae_sweeps.launching.sweeper import PointsSweeperBase
-from sae_sweeps.planning.asked import asked
+from sae_sweeps.planning.asked import wish
 
 HERE = Path(__file__).resolve().parents[1]
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())
@@ -48,7 +48,7 @@ DEEPEST = 20
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> None:
     """Train one run as a pack of one: what stock launchers call for each point."""
-    if asked.get() is not None:
+    if wish() is not None:
         raise ConfigError("hydra/launcher: only of local and slurm there is a plan.")
     choices = choices_of(OmegaConf.structured(HydraConfig.get()))
     config = checked(cfg, choices)
@@ -95,7 +95,7 @@ def arranged(arguments: list[str]) -> list[str]:
             flags = [flag for action in parser._actions for flag in action.option_strings]
             hint = did_you_mean(word, flags) or " Options have no dashes: k=16."
             raise ConfigError(f"{one_line(repr(word))} is not a flag.{hint}")
-    if asked.get() is not None and (args.run or args.experimental_rerun):
+    if wish() is not None and (args.run or args.experimental_rerun):
         raise ConfigError("only of a sweep there is a plan: leave out --run and what is like it.")
     overrides = [word for word in arguments if word in [*args.overrides, *rest]]
     flags = [word for word in arguments if word not in overrides and word != "--"]
@@ -183,7 +183,7 @@ def planned_by_us() -> Generator[None, None, None]:
 
     def ours(self: Plugins, **given: Any) -> Sweeper:
         sweeper = instantiate(self, **given)
-        if asked.get() is not None and not isinstance(sweeper, PointsSweeperBase):
+        if wish() is not None and not isinstance(sweeper, PointsSweeperBase):
             raise ConfigError("hydra/sweeper: only of points there is a plan.")
         return sweeper
 

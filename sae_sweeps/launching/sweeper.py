@@ -22,7 +22,7 @@ from sae_sweeps.errors import ConfigError, one_line
 from sae_sweeps.launching.compose import ConfigLauncher, compose
 from sae_sweeps.launching.errors import is_users, line
 from sae_sweeps.launching.summary import tell_failures, tell_notes
-from sae_sweeps.planning.asked import asked
+from sae_sweeps.planning.asked import wish
 from sae_sweeps.record.naming import default_name
 
 OF_THE_SWEEP = ("name", "sweep")
@@ -99,7 +99,7 @@ class PointsSweeperBase(Sweeper):
 
     def _launch_elsewhere(self, batch: list[list[str]]) -> Sequence[JobReturn]:
         """Let a stock launcher run the points, and draw the report that ours draws itself."""
-        if asked.get() is not None:
+        if wish() is not None:
             raise ConfigError("hydra/launcher: only of local and slurm there is a plan.")
         tell_notes()
         try:

@@ -15,3 +15,12 @@ class Asked:
 
 asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
 """None: the command is to do it."""
+
+
+def wish() -> Asked | None:
+    """Give what is asked for.
+
+    The one way for who may be pickled, as stock launchers pickle the application: the variable
+    itself cannot be.
+    """
+    return asked.get()
