@@ -77,21 +77,13 @@ class Probe:
         self.device = "CPU" if self._on.type == "cpu" else "GPU"
         self.basis = f"from a few steps of each kind of run on this {self.device}"
         self._began = self._loaded = began
-        self._passes: dict[str, tuple[float, float] | None] = {}
-        kinds = {_kind(run.config): run.config for run in runs}
-        # Of a pass's hooks the deepest is tried.
-        deepest = {pass_identity(run.config): run.config for run in sorted(runs, key=_depth)}
         with hugging_face.offline(), ThreadPoolExecutor(self.side_by_side) as pool:
-            for key, config in deepest.items():
-                display.stage("trying the target model's pass")
-                self._passes[key] = self._of_pass(config, pool)
-            # One at a time was there.
-            loaded = max(map(weight_bytes, filter(_is_here, deepest.values())), default=0)
-            self.process_bytes = resident_bytes() - loaded
-            known = {key: config for key, config in kinds.items() if width_of(config)}
-            display.stage(f"trying steps of {len(known)} kinds of runs")
-            tried = pool.map(partial(_of_steps, self._on), known.values())
-            self._steps = dict(zip(known, tried, strict=True))
+            display.stage("trying the target model's pass")
+            self._passes = self._of_passes(runs, pool)
+            kinds = {_kind(run.config): run.config for run in runs if width_of(run.config)}
+            display.stage(f"trying steps of {len(kinds)} kinds of runs")
+            tried = pool.map(partial(_of_steps, self._on), kinds.values())
+            self._steps = dict(zip(kinds, tried, strict=True))
 
     def memory_bytes(self, runs: Sequence[Run]) -> int | None:
         if self._on.type != "cpu":
@@ -118,6 +110,17 @@ class Probe:
     def prediction_s(self, config: RunConfig) -> float | None:
         found = self._passes[pass_identity(config)]
         return found and found[1]
+
+    def _of_passes(
+        self, runs: Sequence[Run], pool: ThreadPoolExecutor
+    ) -> dict[str, tuple[float, float] | None]:
+        """Seconds of each pass at its deepest hook; and sets what the process takes besides models."""
+        deepest = {pass_identity(run.config): run.config for run in sorted(runs, key=_depth)}
+        found = {key: self._of_pass(config, pool) for key, config in deepest.items()}
+        # One model at a time was there.
+        loaded = max(map(weight_bytes, filter(_is_here, deepest.values())), default=0)
+        self.process_bytes = resident_bytes() - loaded
+        return found
 
     def _of_pass(self, config: RunConfig, pool: ThreadPoolExecutor) -> tuple[float, float] | None:
         """Seconds a token up to the hook and to the end, of one pass of several side by side."""
