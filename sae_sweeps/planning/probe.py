@@ -114,7 +114,7 @@ class Probe:
     def _of_passes(
         self, runs: Sequence[Run], pool: ThreadPoolExecutor
     ) -> dict[str, tuple[float, float] | None]:
-        """Seconds of each pass at its deepest hook; and sets what the process takes besides models."""
+        """Seconds of each pass, at its deepest hook; sets the bytes that hold no model."""
         deepest = {pass_identity(run.config): run.config for run in sorted(runs, key=_depth)}
         found = {key: self._of_pass(config, pool) for key, config in deepest.items()}
         # One model at a time was there.
