@@ -20,7 +20,7 @@ asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
 def wish() -> Asked | None:
     """Give what is asked for.
 
-    The one way for who may be pickled, as stock launchers pickle the application: the variable
-    itself cannot be.
+    The one way for the application, which stock launchers send to jobs: with a context variable
+    among its globals it could not be sent.
     """
     return asked.get()

@@ -27,7 +27,7 @@ from tests.support.launches import (
     until,
 )
 from tests.support.processes import children
-from tests.support.slow_model import SLOW_TARGET
+from tests.support.slow_model import PROCESSES, SLOW_TARGET
 
 __all__ = ["launches", "run", "trainer"]  # fixtures
 
@@ -37,8 +37,6 @@ pytestmark = pytest.mark.xdist_group("launches")
 TWO_RUNS = [*SMALL, *SLOW_TARGET, "name=it", "method=topk,mutual_choice"]
 """In one pack."""
 LONG = [*TWO_RUNS, "training.tokens=32768"]
-LONGER = [*TWO_RUNS, "training.tokens=65536"]
-"""For workers, of which one may start seconds before the other."""
 PACKS = [
     *SMALL,
     SYNTHETIC,
@@ -49,6 +47,8 @@ PACKS = [
 ]
 """Four packs of one run each."""
 TWO = "hydra.launcher.workers=2"
+TOGETHER = f"import os; os.environ['{PROCESSES}'] = '2'"
+"""Executed before a command: its workers begin to train together."""
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,6 @@ def whole(launches: Launches, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """What the undisturbed sweep of two runs leaves."""
     home = tmp_path_factory.mktemp("whole")
     assert launches.run(home, *LONG).code == 0
-    return left(home / "outputs/it")
-
-
-@pytest.fixture(scope="module")
-def longer(launches: Launches, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Left]:
-    """What the undisturbed longer sweep leaves."""
-    home = tmp_path_factory.mktemp("longer")
-    assert launches.run(home, *LONGER).code == 0
     return left(home / "outputs/it")
 
 
@@ -176,10 +168,10 @@ def test_workers_train_what_one_process_would(
 
 @pytest.mark.slow
 def test_one_pack_is_divided_among_workers(
-    launches: Launches, longer: dict[str, Left], tmp_path: Path
+    launches: Launches, whole: dict[str, Left], tmp_path: Path
 ) -> None:
-    assert launches.run(tmp_path, *LONGER, TWO).code == 0
-    assert left(tmp_path / "outputs/it") == longer
+    assert launches.run(tmp_path, *LONG, TWO).code == 0
+    assert left(tmp_path / "outputs/it") == whole
     packs = json.loads((tmp_path / "outputs/it/sweep.json").read_text())["packs"]
     assert [len(pack["runs"]) for pack in packs] == [1, 1]
 
@@ -198,10 +190,10 @@ def in_training(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_own_run_only(
-    launches: Launches, longer: dict[str, Left], tmp_path: Path
+    launches: Launches, whole: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
-    launch = launches.start(tmp_path, *LONGER, TWO, "checkpoint_minutes=0.002")
+    launch = launches.start(tmp_path, *LONG, TWO, "checkpoint_minutes=0.002", before=TOGETHER)
     until(lambda: len(in_training(folder)) == 2 and checkpoints(folder), "training")
     [victim, _] = sorted(children(launch.pid))
     os.kill(victim, signal.SIGKILL)
@@ -209,18 +201,18 @@ def test_a_killed_worker_costs_its_own_run_only(
     [line] = failures(launch)
     assert line.endswith("failed: its process was killed by SIGKILL")
     assert "it: 1 of 2 runs are finished" in launch.out
-    again = launches.run(tmp_path, *LONGER, TWO)
+    again = launches.run(tmp_path, *LONG, TWO)
     assert again.code == 0 and "1 run to train" in again.out and "1 finished before" in again.out
-    assert left(folder) == longer
+    assert left(folder) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [False, True])
 def test_ctrl_c_saves_all_workers(
-    to_all: bool, launches: Launches, longer: dict[str, Left], tmp_path: Path
+    to_all: bool, launches: Launches, whole: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
-    launch = launches.start(tmp_path, *LONGER, TWO)
+    launch = launches.start(tmp_path, *LONG, TWO, before=TOGETHER)
     until(lambda: len(in_training(folder)) == 2, "training")
     (launch.send_all if to_all else launch.send)(signal.SIGINT)
     assert launch.wait(30) == 130
@@ -230,22 +222,22 @@ def test_ctrl_c_saves_all_workers(
     assert len(checkpoints(folder)) == 2 and logs(folder).count(" s after SIG") == 2
     for out in (folder / "packs").glob("*.out"):
         assert out.read_text() == ""  # no traceback
-    assert launches.run(tmp_path, *LONGER).code == 0
-    assert left(folder) == longer
+    assert launches.run(tmp_path, *LONG).code == 0
+    assert left(folder) == whole
 
 
 @pytest.mark.slow
 def test_workers_leave_with_their_parent(
-    launches: Launches, longer: dict[str, Left], tmp_path: Path
+    launches: Launches, whole: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
-    launch = launches.start(tmp_path, *LONGER, TWO)
+    launch = launches.start(tmp_path, *LONG, TWO, before=TOGETHER)
     until(lambda: len(in_training(folder)) == 2, "training")
     launch.send(signal.SIGKILL)
     launch.wait()
     until(lambda: len(checkpoints(folder)) == 2 and logs(folder).count(" s after SIG") == 2, "save")
-    assert launches.run(tmp_path, *LONGER).code == 0
-    assert left(folder) == longer
+    assert launches.run(tmp_path, *LONG).code == 0
+    assert left(folder) == whole
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """A target model that takes its time: a run that a test disturbs lasts, and costs no processor."""
 
+import os
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,6 +13,19 @@ from sae_sweeps.interfaces import Data, Splice, SplicedLosses, Split, TargetMode
 
 SLOW_TARGET = (f"--config-dir={Path(__file__).parent / 'slow'}", "target_model=slow")
 """Options of a run that lasts 0.8 s for every 10,000 tokens, and computes for little of it."""
+
+PROCESSES = "SLOW_PROCESSES"
+"""A variable: this many processes in one folder begin to train together."""
+
+
+@cache  # once a process
+def meet(processes: int) -> None:
+    """Wait for the others, which may start seconds apart on a busy machine."""
+    deadline = time.monotonic() + 60
+    Path(f"began-{os.getpid()}").touch()
+    while len(list(Path().glob("began-*"))) < processes:
+        assert time.monotonic() < deadline, f"{processes} processes did not begin within 60 s"
+        time.sleep(0.01)
 
 
 class Slow(TargetModel):
@@ -28,6 +43,8 @@ class Slow(TargetModel):
 
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         if split == "train":
+            if PROCESSES in os.environ:
+                meet(int(os.environ[PROCESSES]))
             # In this time a test disturbs the run, and other tests have the processor.
             time.sleep(self.seconds_per_row * len(rows))
         numbers = [2 * row + (split == "train") for row in rows.tolist()]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pytest
 import wandb
+from wandb.sdk import wandb_setup
 
 from sae_sweeps.record.result import Result, Row
 from sae_sweeps.record.run import Run
@@ -496,6 +497,18 @@ def test_files_for_upload_stay_in_the_sweep(
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
         assert Path(os.environ[name]).parent == sweep / "wandb"
     assert not list((tmp_path / "home").rglob("*")), "W&B wrote into the home folder"
+
+
+def test_wandb_is_silent_after_a_teardown_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when its process hangs, is ended, and a run that W&B still has finds it gone."""
+    assert decided(tmp_path, "offline")[0] == "offline"
+    wandb.teardown()
+    assert wandb_setup.singleton().settings  # which are loaded anew
+    capsys.readouterr()
+    wandb.termerror("Problem finishing run")
+    assert capsys.readouterr().err == ""
 
 
 def test_off_and_disabled_write_nothing_and_load_nothing(tmp_path: Path) -> None:

@@ -240,12 +240,13 @@ def _decide(requested: str, folder: Path) -> tuple[str, str]:
     for name in ("DATA", "CACHE", "ARTIFACT"):  # staged files would fill the home folder's quota
         os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / f".{name.lower()}"))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it calls home in offline mode too
+    os.environ["WANDB_SILENT"] = "true"  # a setting would hold no longer than its next teardown
     import wandb
     from wandb.sdk.lib import wbauth
 
     service.hush()
     service.leave_launch_out()
-    url = wandb.setup(_settings(silent=True, x_service_wait=120)).settings.base_url
+    url = wandb.setup(_settings(x_service_wait=120)).settings.base_url
     if requested in ("offline", "dryrun"):
         return "offline", "as asked"
     try:
