@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -98,11 +98,12 @@ def gradients(sae: Architecture, loss: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(sae: Architecture, found: Tensor, wanted: Tensor) -> None:
-    """The same value and the same gradients, to 1e-6."""
+    """The same value and gradients, to 1e-6; where sums cancel, to 1e-7 of the largest."""
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
     ours, theirs = gradients(sae, found), gradients(sae, wanted)
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-8, msg=name)
+        atol = 1e-7 * max(theirs[name].abs().max().item(), 0.1)
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=atol, msg=name)
 
 
 # ---------------------------------------------------------------- values and gradients
@@ -127,6 +128,7 @@ def test_penalty_of_relu(option: str, allocator: str, seed: int, p: float) -> No
 @every_allocator
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), p=st.floats(0.1, 1.0))
+@example(827, 0.1015625)  # an element of W_enc's gradient is a thousandth of the largest
 def test_penalty_of_gated(allocator: str, seed: int, p: float) -> None:
     sae, x = sae_of("gated_p_anneal", allocator, seed, l1_coef=0.3), batch_of(seed)
     sae.get_buffer("sparsity.p").fill_(p)
