@@ -27,7 +27,7 @@ from tests.support.launches import (
     until,
 )
 from tests.support.processes import children
-from tests.support.slow_model import PROCESSES, SLOW_TARGET
+from tests.support.slow_model import PROCESSES, SLOW_TARGET, in_training
 
 __all__ = ["launches", "run", "trainer"]  # fixtures
 
@@ -48,7 +48,7 @@ PACKS = [
 """Four packs of one run each."""
 TWO = "hydra.launcher.workers=2"
 TOGETHER = f"import os; os.environ['{PROCESSES}'] = '2'"
-"""Executed before a command: its workers begin to train together."""
+"""Executed before a command: its workers are in training at the same time."""
 
 
 @pytest.fixture(scope="module")
@@ -182,19 +182,13 @@ def left_after(folder: Path) -> list[float]:
     return [float(line.split(", ")[-1].split()[0]) for line in lines]
 
 
-def in_training(folder: Path) -> list[str]:
-    """Runs that have rows and no result."""
-    runs = [path for path in (folder / "runs").glob("*") if rows(path)]
-    return [path.name for path in runs if not (path / "result.json").exists()]
-
-
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_own_run_only(
     launches: Launches, whole: dict[str, Left], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs/it"
     launch = launches.start(tmp_path, *LONG, TWO, "checkpoint_minutes=0.002", before=TOGETHER)
-    until(lambda: len(in_training(folder)) == 2 and checkpoints(folder), "training")
+    until(lambda: in_training(tmp_path) == 2 and checkpoints(folder), "training")
     [victim, _] = sorted(children(launch.pid))
     os.kill(victim, signal.SIGKILL)
     assert launch.wait() == 2
@@ -213,7 +207,7 @@ def test_ctrl_c_saves_all_workers(
 ) -> None:
     folder = tmp_path / "outputs/it"
     launch = launches.start(tmp_path, *LONG, TWO, before=TOGETHER)
-    until(lambda: len(in_training(folder)) == 2, "training")
+    until(lambda: in_training(tmp_path) == 2, "training")
     (launch.send_all if to_all else launch.send)(signal.SIGINT)
     assert launch.wait(30) == 130
     assert all(seconds < 1 for seconds in left_after(folder))
@@ -232,7 +226,7 @@ def test_workers_leave_with_their_parent(
 ) -> None:
     folder = tmp_path / "outputs/it"
     launch = launches.start(tmp_path, *LONG, TWO, before=TOGETHER)
-    until(lambda: len(in_training(folder)) == 2, "training")
+    until(lambda: in_training(tmp_path) == 2, "training")
     launch.send(signal.SIGKILL)
     launch.wait()
     until(lambda: len(checkpoints(folder)) == 2 and logs(folder).count(" s after SIG") == 2, "save")

@@ -33,7 +33,7 @@ With it a small run takes 0.05 s for every 10,000 tokens; the embedded model's t
 """
 
 
-def until(what: Callable[[], Any], why: str, seconds: float = 60) -> Any:
+def until(what: Callable[[], Any], why: str, seconds: float = 120) -> Any:
     """Wait for a true value, and give it."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
