@@ -308,9 +308,9 @@ Splice = Callable[[Float[Tensor, "rows seq d_in"]], Float[Tensor, "rows seq d_in
 class SplicedLosses:
     """What a splice does to the model's predictions, in nats per predicted token."""
 
-    ce: Float[Tensor, "rows targets"]
+    ce: Float[Tensor, "*predictions"]
     """cross-entropy of the token that follows"""
-    kl: Float[Tensor, "rows targets"]
+    kl: Float[Tensor, "*predictions"]
     """KL(clean || spliced) of the distributions over that token"""
 
 
@@ -344,6 +344,16 @@ class TargetModel(ABC):
         A row's are the same in whatever company it is asked for, `rows_at_once` by `rows_at_once`.
         """
 
+    def special(
+        self, split: Split, rows: Int[Tensor, " rows"]
+    ) -> Bool[Tensor, "rows tokens_per_row"]:
+        """True for tokens of the given rows that are no text: BOS, EOS, separators, padding.
+
+        On the CPU, without a forward pass; none are where the tokens are not known.
+        """
+        del split
+        return torch.zeros(len(rows), self.tokens_per_row, dtype=torch.bool)
+
     def beside(self, hook: str) -> "TargetModel | None":
         """The same model at another value of the option `hook`; None where one pass cannot do.
 
@@ -369,6 +379,8 @@ class TargetModel(ABC):
     ) -> SplicedLosses:
         """Losses with the hooked activation replaced; differentiable through `splice`.
 
+        Both are [rows, targets]: of the predictions made at a row's tokens, in order, the last
+        one's left out where nothing follows it.
         `splice` maps hooked activations of consecutive rows, unscaled and the BOS position left
         out, to what replaces them. It is called for a few rows at a time, in order."""
 

@@ -30,6 +30,12 @@ class StreamOptions:
     """Tokens seen before training that set the activations' scale and centre."""
     centre: bool
     """Take the mean off the activations before they are scaled."""
+    special_tokens: Annotated[bool, Birth(True)]
+    """Train and measure on BOS, EOS and separators within rows, too."""
+    skip_first: Annotated[int, Ge(0), Birth(0)]
+    """Tokens at the beginning of a row, behind its BOS, that are left out."""
+    max_norm: Annotated[float | None, Gt(1), Birth(None)]
+    """Leave out tokens whose norm is more than this many times the median; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from typing import Annotated, Any, final
 import numpy as np
 from annotated_types import Ge
 
-from sae_sweeps.data.token_rows import dtype_of, first_token
+from sae_sweeps.data.token_rows import dtype_of
 from sae_sweeps.embedded import BOS, MODEL, load_tokens
 from sae_sweeps.interfaces import Data, Rows, Split
+from sae_sweeps.system.tokenizers import first_token
 
 
 @final
@@ -49,6 +50,8 @@ def _embedded_tokenizer() -> Any:
 
 def _encode_anew(documents: list[Any], tokenizer: Any, bos: int) -> Any:
     texts = _embedded_tokenizer().decode_batch([ids[1:].tolist() for ids in documents])
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
     dtype = dtype_of(tokenizer)
     return np.concatenate([np.array([bos, *ids], dtype) for ids in encoded])

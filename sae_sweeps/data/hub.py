@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Lt
 from sae_sweeps.data import documents
 from sae_sweeps.data.token_rows import RowOptions, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
-from sae_sweeps.marks import Idle
+from sae_sweeps.marks import Birth, Idle
 
 
 @final
@@ -33,6 +33,7 @@ class Hub(Data):
         streaming: Annotated[bool, Idle()],
         context_tokens: Annotated[int, Ge(3)],
         separator: Literal["bos", "eos", "none"],
+        special_strings: Annotated[bool, Birth(True)],
         held_out_share: Annotated[float, Gt(0), Lt(1)],
         train_tokens: Annotated[int | None, Ge(1)],
         held_out_tokens: Annotated[int | None, Ge(1)],
@@ -44,6 +45,7 @@ class Hub(Data):
         self.given = RowOptions(
             context_tokens=context_tokens,
             separator=separator,
+            special_strings=special_strings,
             held_out_share=held_out_share,
             train_tokens=train_tokens,
             held_out_tokens=held_out_tokens,

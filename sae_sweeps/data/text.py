@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Lt
 from sae_sweeps.data import documents
 from sae_sweeps.data.token_rows import RowOptions, packed_rows
 from sae_sweeps.interfaces import Data, Rows, Split
+from sae_sweeps.marks import Birth
 
 
 @final
@@ -29,6 +30,7 @@ class Text(Data):
         sample_by: Literal["document", "paragraph", "line"],
         context_tokens: Annotated[int, Ge(3)],
         separator: Literal["bos", "eos", "none"],
+        special_strings: Annotated[bool, Birth(True)],
         held_out_share: Annotated[float, Gt(0), Lt(1)],
         train_tokens: Annotated[int | None, Ge(1)],
         held_out_tokens: Annotated[int | None, Ge(1)],
@@ -37,6 +39,7 @@ class Text(Data):
         self.given = RowOptions(
             context_tokens=context_tokens,
             separator=separator,
+            special_strings=special_strings,
             held_out_share=held_out_share,
             train_tokens=train_tokens,
             held_out_tokens=held_out_tokens,

@@ -22,6 +22,8 @@ log = logging.getLogger("sae_sweeps.data")
 
 FORMAT = 1
 """Raised whenever the same options would give other rows."""
+LATER = {"special_strings": True}
+"""Options of packing that came later: what their absence means."""
 WAIT_S = 1.0
 """Between two looks whether a signal came, for who waits for another process."""
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -50,8 +52,9 @@ def packed(source: dict[str, Any], node: dict[str, Any]) -> bool:
     """
     for path in root().glob(f"*/{MANIFEST}"):
         manifest = read(path) or {}
-        packing = manifest.get("packing")
-        same = isinstance(packing, dict) and packing == {name: node.get(name) for name in packing}
+        found = manifest.get("packing")
+        packing = LATER | found if isinstance(found, dict) else {}
+        same = bool(packing) and packing == {name: node.get(name) for name in packing}
         if same and manifest.get("source") == source:
             return True
     return False

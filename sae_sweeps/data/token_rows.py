@@ -23,6 +23,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Rows, Split
 from sae_sweeps.system import files, interrupt
 from sae_sweeps.system.files import digest
+from sae_sweeps.system.tokenizers import first_token
 
 log = logging.getLogger("sae_sweeps.data")
 
@@ -44,12 +45,20 @@ class RowOptions:
     """Length of a row, its first BOS included."""
     separator: Literal["bos", "eos", "none"]
     """A BOS before each document, an EOS after it, or neither."""
+    special_strings: bool
+    """Whether a special token's name in a document, as `<|endoftext|>`, becomes that token."""
     held_out_share: float
     """Share of the documents that are held out, by a hash of their text."""
     train_tokens: int | None
     """Training tokens to pack, BOS of rows not counted; None: all there are."""
     held_out_tokens: int | None
     """The same of held-out tokens."""
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """All fields as plain data; one that came later is left out where it changes nothing."""
+        later = token_cache.LATER.items()
+        return {name: value for name, value in asdict(self).items() if (name, value) not in later}
 
     def rows_wanted(self, split: Split) -> int | None:
         """How many rows hold the tokens asked for."""
@@ -64,18 +73,6 @@ class RowOptions:
 
 
 # --- Tokenizers ----------------------------------------------------------------------------
-
-
-def first_token(tokenizer: Any) -> int:
-    """The id that opens rows: BOS, or EOS where there is none; raises ConfigError."""
-    return _special(tokenizer.bos_token_id, tokenizer.eos_token_id)
-
-
-def _special(*ids: int | None) -> int:
-    for token in ids:
-        if token is not None:  # 0 is a token like any other
-            return token
-    raise ConfigError("target_model.model: its tokenizer has neither a BOS nor an EOS token.")
 
 
 def dtype_of(tokenizer: Any) -> type[np.uint16] | type[np.uint32]:
@@ -93,7 +90,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return digest([described, tokenizer.bos_token_id, tokenizer.eos_token_id])
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
+def _encode(tokenizer: Any, texts: list[str], special_strings: bool) -> Iterator[list[int]]:
     """Encode texts, long ones piece by piece; a batch for the tokenizer's threads to share."""
     pieces = [list(_pieces(text)) for text in texts]
     flat = [piece for some in pieces for piece in some]
@@ -103,6 +100,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
         tokenizer(
             flat,
             add_special_tokens=False,
+            split_special_tokens=not special_strings,
             verbose=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -142,7 +140,7 @@ def packed_rows(
     """
     bos = first_token(tokenizer)
     rules: dict[str, Any] = {"format": token_cache.FORMAT, "source": source}
-    rules |= {"packing": asdict(given), "tokenizer": tokenizer_hash(tokenizer)}
+    rules |= {"packing": given.rules, "tokenizer": tokenizer_hash(tokenizer)}
     folder = token_cache.root() / digest(rules)[:32]
     manifest = token_cache.whole(folder)
     if manifest is None:
@@ -161,7 +159,7 @@ class _Build:
 
     def __init__(self, folder: Path, tokenizer: Any, given: RowOptions, bos: int) -> None:
         self.folder, self.tokenizer, self.given = folder, tokenizer, given
-        eos = _special(tokenizer.eos_token_id, bos)
+        eos = bos if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.before = [bos] if given.separator == "bos" else []
         self.after = [eos] if given.separator == "eos" else []
         progress: dict[str, Any] = token_cache.resumable(folder, SPLITS) or {
@@ -215,7 +213,8 @@ class _Build:
         self.texts += len(texts)
         owners = [self.matrices[self.given.split_of(text)] for text in texts]
         open_ = [(text, own) for text, own in zip(texts, owners, strict=True) if not own.full]
-        encoded = _encode(self.tokenizer, [text for text, _ in open_])
+        texts = [text for text, _ in open_]
+        encoded = _encode(self.tokenizer, texts, self.given.special_strings)
         for (_, own), ids in zip(open_, encoded, strict=True):
             own.add([*self.before, *ids, *self.after])
 

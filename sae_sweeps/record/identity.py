@@ -10,6 +10,8 @@ from sae_sweeps.system.files import digest
 
 STREAMING = tuple(group.name for group in GROUPS if group.streams)
 """Groups that rule activations."""
+CHOOSING = ("special_tokens", "skip_first", "max_norm")
+"""Options of the stream that say on which tokens runs are measured."""
 
 
 def identity(config: RunConfig) -> str:
@@ -35,7 +37,8 @@ def pass_identity(config: RunConfig) -> str:
 def source(config: RunConfig) -> str:
     """Hash what is reconstructed: figures of runs that differ in it cannot be compared."""
     acting = canonical(config.tree)
-    return digest([acting.get(name) for name in STREAMING])
+    tokens = {name: acting["stream"].get(name) for name in CHOOSING}
+    return digest([tokens, *(acting.get(name) for name in STREAMING)])
 
 
 def _streaming(tree: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split, TargetModel
 from sae_sweeps.record.identity import stream_identity
 from sae_sweeps.stream.live import Stream, require_held_out
-from sae_sweeps.stream.order import Order
+from sae_sweeps.stream.order import Order, Span
 
 
 class Harvest:
@@ -33,7 +33,7 @@ class Harvest:
         distinct = {stream_identity(config): config for config in configs}
         targets, self.groups = _opened(distinct, device)
         given, evaluation = configs[0].stream, configs[0].evaluation
-        self.order = Order(next(iter(targets.values())), given.seed)
+        self.order = Order(next(iter(targets.values())), given)
         require_held_out(self.order, evaluation.tokens)
         everyone = targets.values()
         sample = self._read(everyone, "train", (0, given.calibration_tokens), pool).result()
@@ -72,7 +72,8 @@ class Harvest:
         span: tuple[int, int],
         pool: Executor,
     ) -> "Reading":
-        rows = self.order.rows_with(split, *span)
+        tokens = self.order.span(split, *span)
+        rows = tokens.rows
         parts: list[tuple[list[TargetModel], list[Future[list[Tensor]]]]] = []
         for group in self.groups:
             wanted = [target for target in group if target in targets]
@@ -80,7 +81,7 @@ class Harvest:
                 read = partial(_activations, wanted, split)
                 some = rows.split(group[0].rows_at_once or len(rows))
                 parts.append((wanted, [pool.submit(read, part) for part in some]))
-        return Reading(self.order, span, parts)
+        return Reading(tokens, parts)
 
 
 def _opened(
@@ -116,8 +117,7 @@ def _activations(
 class Reading:
     """Unscaled activations of a span of tokens, on their way."""
 
-    order: Order
-    span: tuple[int, int]
+    span: Span
     parts: list[tuple[list[TargetModel], list[Future[list[Tensor]]]]]
     """targets that share their passes, and what comes of each part of the rows"""
 
@@ -127,7 +127,7 @@ class Reading:
         for targets, futures in self.parts:
             parts = [future.result() for future in futures]
             for target, acts in zip(targets, zip(*parts, strict=True), strict=True):
-                found[target] = self.order.cut(torch.cat(acts), *self.span)
+                found[target] = self.span.of(torch.cat(acts))
         return found
 
 

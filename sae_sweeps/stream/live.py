@@ -3,13 +3,14 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_sweeps.config.options import StreamOptions
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.interfaces import Architecture, Divergence, Splice, TargetModel
+from sae_sweeps.interfaces import Architecture, Divergence, SplicedLosses, Split, TargetModel
 from sae_sweeps.stream.order import HELD_OUT_SEED, Order, permutation
+from sae_sweeps.stream.splicing import Replace, in_order, losses_where
 
 PROBED_TOKENS = 1024
 NO_PREDICTIONS = (
@@ -25,6 +26,11 @@ class Stream:
     as good as a permutation of all tokens, without their being in memory. One factor scales
     activations to unit mean square norm, E||x||^2 = 1; where options say so, their mean is taken
     off before (arXiv 2605.31518). Both are folded back into the saved weights.
+
+    Tokens that are no text are in no part of it: not in scale, mean or batches, not in what is
+    measured on. Special tokens and first positions are known from the rows (see `positions`).
+    With `max_norm`, tokens of more than so many times the median norm are left out as well: their
+    places in a chunk are taken by others of the chunk, which come twice.
 
     Args:
         order: of the target model's rows.
@@ -48,6 +54,13 @@ class Stream:
         self.chunk_tokens = self.batches_per_chunk * given.batch_tokens
         if fault := fault_of(sample, target) or fault_of(held_out, target):
             raise ConfigError(fault)
+        self.longest = _longest(sample, given.max_norm)
+        """norm of unscaled activations above which a token is left out"""
+        measured = held_out[self.usable(held_out)]
+        passed_over = order.span("held_out", 0, len(held_out)).passed_over
+        self.left_out = passed_over + len(held_out) - len(measured)
+        """held-out tokens that were passed over on the way to those measured on"""
+        sample, held_out = sample[self.usable(sample)], measured
         self.raw_mean = sample.mean(0)
         self.offset = self.raw_mean if given.centre else torch.zeros_like(self.raw_mean)
         norm = (sample - self.offset).pow(2).sum(1).mean().sqrt().item()
@@ -59,6 +72,10 @@ class Stream:
         self.held_out: Float[Tensor, "held_out d_in"] = self.scaled(held_out)[shuffled]
         """scaled; shuffled, so that batches look like training's"""
         self._reference_ce: dict[int, dict[str, float]] = {}
+
+    def usable(self, acts: Float[Tensor, "*tokens d_in"]) -> Bool[Tensor, "*tokens"]:
+        """True where an unscaled activation is not so long that its token is left out."""
+        return torch.linalg.vector_norm(acts, dim=-1) <= self.longest
 
     def scaled(self, acts: Float[Tensor, "*any d_in"]) -> Float[Tensor, "*any d_in"]:
         """The target model's activations as SAEs are trained on them."""
@@ -105,24 +122,43 @@ class Stream:
         """
         if fault := fault_of(tokens, self.target):
             raise FloatingPointError(fault)
-        order = permutation(len(tokens), self.given.seed, 1, index)
-        return self.scaled(tokens[order.to(tokens.device)])
+        order = permutation(len(tokens), self.given.seed, 1, index).to(tokens.device)
+        if self.given.max_norm is not None:
+            left = order[self.usable(tokens)[order]]
+            order = left[torch.arange(len(order), device=left.device) % max(1, len(left))]
+        return self.scaled(tokens[order])
 
     def contexts(self, start: int, tokens: int) -> tuple[Float[Tensor, "batch d_in"], Divergence]:
         """Whole token rows from training token `start` on, in order, and their divergence.
 
         As many rows as `tokens` tokens fill, one at least; `batch` is their number of tokens.
         """
-        width = self.target.tokens_per_row
-        first = start // width
-        rows = self.order.rows("train", first, first + max(1, tokens // width))
-        x = self.scaled(self.target.activations("train", rows))
+        first, last = (self.order.row_of("train", token) for token in (start, start + tokens))
+        rows = self.order.rows("train", first, max(first + 1, last))
+        acts = self.target.activations("train", rows)
+        text = self.order.positions.used("train", rows)
+        used = text.flatten().to(acts.device) & self.usable(acts)
+        where = used.view_as(text).cpu()
+
+        def the_same(text: Tensor, _acts: Tensor) -> Tensor:
+            return text  # the pass may round otherwise, so that another token would be too long
 
         def divergence(recon: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
-            splice = in_order(self.unscaled(recon))
-            return self.target.spliced_losses("train", rows, splice).kl.mean()
+            replace = in_order(self.unscaled(recon))
+            return losses_where(self.target, "train", rows, where, the_same, replace).kl.mean()
 
-        return x, divergence
+        return self.scaled(acts[used]), divergence
+
+    def spliced_losses(
+        self, split: Split, rows: Int[Tensor, " rows"], replace: Replace
+    ) -> SplicedLosses:
+        """Losses of predictions, [predictions], with the activations of used tokens replaced."""
+
+        def chosen(text: Tensor, acts: Tensor) -> Tensor:
+            return text & self.usable(acts)
+
+        text = self.order.positions.used(split, rows)
+        return losses_where(self.target, split, rows, text, chosen, replace)
 
     @torch.no_grad()
     def reference_ce(self, tokens: int) -> dict[str, float]:
@@ -132,14 +168,14 @@ class Stream:
         """
         if tokens not in self._reference_ce:
             rows = self.held_out_rows(tokens)
-            splices: dict[str, Splice] = {
+            replacements: dict[str, Replace] = {
                 "clean": torch.clone,
                 "zero": torch.zeros_like,
                 "mean": lambda acts: self.raw_mean.expand_as(acts),
             }
             found = {
-                name: self.target.spliced_losses("held_out", rows, splice).ce.double().mean().item()
-                for name, splice in splices.items()
+                name: self.spliced_losses("held_out", rows, replace).ce.double().mean().item()
+                for name, replace in replacements.items()
             }
             if not math.isfinite(found["clean"]):
                 raise FloatingPointError(NO_PREDICTIONS)
@@ -150,12 +186,19 @@ class Stream:
     def require_predictions(self) -> None:
         """Refuse a model that overflows above the hook, as far as a few rows tell; ConfigError."""
         rows = self.held_out_rows(min(PROBED_TOKENS, self.order.size("held_out")))
-        if not self.target.spliced_losses("held_out", rows, torch.clone).ce.isfinite().all():
+        if not self.spliced_losses("held_out", rows, torch.clone).ce.isfinite().all():
             raise ConfigError(NO_PREDICTIONS)
 
     def held_out_rows(self, tokens: int) -> Int[Tensor, " rows"]:
-        """Held-out token rows that hold at least `tokens` tokens, in the order of `held_out`."""
-        return self.order.rows_with("held_out", 0, tokens)
+        """Rows that hold at least `tokens` used held-out tokens, in the order of `held_out`."""
+        return self.order.span("held_out", 0, tokens).rows
+
+
+def _longest(sample: Float[Tensor, "tokens d_in"], times: float | None) -> float:
+    """So many times the median norm."""
+    if times is None:
+        return math.inf
+    return times * torch.linalg.vector_norm(sample, dim=1).median().item()
 
 
 def require_held_out(order: Order, tokens: int) -> None:
@@ -175,16 +218,3 @@ def fault_of(acts: Float[Tensor, "tokens d_in"], target: TargetModel) -> str:
     if dtype == "float16":
         return f"{text}target_model.dtype=float16 ends at 65,504, use bfloat16 or float32."
     return f"{text}its weights or files are damaged."
-
-
-def in_order(acts: Float[Tensor, "tokens d_in"]) -> Splice:
-    """A splice that hands out `acts` from first to last."""
-    done = 0
-
-    def splice(replaced: Float[Tensor, "rows seq d_in"]) -> Float[Tensor, "rows seq d_in"]:
-        nonlocal done
-        rows, seq, d_in = replaced.shape
-        done += rows * seq
-        return acts[done - rows * seq : done].view(rows, seq, d_in)
-
-    return splice

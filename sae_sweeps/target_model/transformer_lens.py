@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, final
 
 import torch
 from annotated_types import Ge
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_sweeps.engine.device import looks_whole
@@ -15,6 +15,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Data, Rows, Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.marks import Alias
 from sae_sweeps.system import interrupt
+from sae_sweeps.system.tokenizers import special_ids
 from sae_sweeps.target_model.facts import FEW_ROWS, KEPT_BYTES
 from sae_sweeps.target_model.loading import Loader, dtype_for, is_slow
 from sae_sweeps.target_model.passes import Visit
@@ -65,6 +66,7 @@ class TransformerLens(TargetModel):
         tokenizer = loader.tokenizer()
         splits: tuple[Split, Split] = ("train", "held_out")
         self.tokens = {split: data.rows(split, tokenizer) for split in splits}
+        self.special_ids = torch.tensor(special_ids(tokenizer))
         for tokens in self.tokens.values():
             _check_fit(tokens, loader.config.get_text_config())
         seq = self.tokens["train"].shape[1]
@@ -140,6 +142,11 @@ class TransformerLens(TargetModel):
 
     def row_count(self, split: Split) -> int:
         return self.tokens[split].shape[0]
+
+    def special(
+        self, split: Split, rows: Int[Tensor, " rows"]
+    ) -> Bool[Tensor, "rows tokens_per_row"]:
+        return torch.isin(self.tokens[split][rows][:, 1:], self.special_ids)
 
     def activations(self, split: Split, rows: Int[Tensor, " rows"]) -> Float[Tensor, "tokens d_in"]:
         return self.activations_at([self.hook], split, rows)[0]

@@ -44,6 +44,7 @@ def evaluate(sae: Architecture, stream: Stream, given: EvaluationOptions) -> Eva
         free = free | cross_entropy(sae.eval(), stream, given.ce_tokens)
     measured_on = {
         "tokens": len(x),
+        "left_out_tokens": stream.left_out,
         "ce_tokens": given.ce_tokens if stream.target.has_loss else 0,
         "metrics_version": METRICS_VERSION,
     }
@@ -102,11 +103,10 @@ def cross_entropy(sae: Architecture, stream: Stream, tokens: int) -> dict[str, f
     """Cross-entropy in nats per token with the reconstruction in place of the activation."""
     dead = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool, device=sae.W_dec.device)
 
-    def splice(acts: Float[Tensor, "rows seq d_in"]) -> Float[Tensor, "rows seq d_in"]:
-        x = stream.scaled(acts.flatten(0, 1))
-        return stream.unscaled(sae(x, dead).recon).view_as(acts)
+    def replace(acts: Float[Tensor, "some d_in"]) -> Float[Tensor, "some d_in"]:
+        return stream.unscaled(sae(stream.scaled(acts), dead).recon)
 
-    losses = stream.target.spliced_losses("held_out", stream.held_out_rows(tokens), splice)
+    losses = stream.spliced_losses("held_out", stream.held_out_rows(tokens), replace)
     ce, kl = (loss.cpu().double().mean().item() for loss in (losses.ce, losses.kl))
     reference = stream.reference_ce(tokens)
     clean = reference["clean"]

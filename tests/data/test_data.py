@@ -135,6 +135,7 @@ def options(**changed: Any) -> dict[str, Any]:
     given = {
         **{"column": "text", "context_tokens": 16, "separator": "bos"},
         **{"held_out_share": 0.3, "train_tokens": None, "held_out_tokens": None},
+        "special_strings": False,
     }
     return given | changed
 

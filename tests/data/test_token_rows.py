@@ -29,6 +29,7 @@ from sae_sweeps.data.token_rows import SPLITS, RowOptions, packed_rows
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Split
 from sae_sweeps.system import interrupt
+from sae_sweeps.system.tokenizers import special_ids
 from tests.support.foreign import foreign, nothing
 from tests.support.fork_server import environment
 from tests.support.launches import Launch, the_launches
@@ -54,7 +55,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options(**changed: Any) -> RowOptions:
     given: dict[str, Any] = {
         **{"context_tokens": 16, "separator": "bos", "held_out_share": 0.3},
-        **{"train_tokens": None, "held_out_tokens": None},
+        **{"train_tokens": None, "held_out_tokens": None, "special_strings": False},
     }
     return RowOptions(**given | changed)
 
@@ -102,6 +103,7 @@ def packings(draw: st.DrawFn) -> RowOptions:
     return RowOptions(
         context_tokens=draw(st.integers(3, 9)),
         separator=draw(st.sampled_from(("bos", "eos", "none"))),
+        special_strings=draw(st.booleans()),
         held_out_share=draw(st.sampled_from((0.2, 0.5, 0.8))),
         train_tokens=draw(budget),
         held_out_tokens=draw(budget),
@@ -162,9 +164,9 @@ def test_a_build_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[list[str]] = []
     encode = module._encode  # pyright: ignore[reportPrivateUsage]
 
-    def counted(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
+    def counted(tokenizer: Any, texts: list[str], special: bool) -> Iterator[list[int]]:
         encoded.append(texts)
-        return encode(tokenizer, texts)
+        return encode(tokenizer, texts, special)
 
     monkeypatch.setattr(module, "_encode", counted)
     assert pack(lambda: TEXTS, options()) == naive(TEXTS, options())
@@ -197,11 +199,50 @@ def test_long_documents_are_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -
         assert "".join(pieces(text)) == text
         assert all(0 < len(piece) <= 40 for piece in pieces(text)) or not text
     assert list(pieces("ab\n" * 20)) == ["ab\n" * 13, "ab\n" * 7]
-    encoded = list(module._encode(tokenizer(), TEXTS))  # pyright: ignore[reportPrivateUsage]
+    encoded = list(module._encode(tokenizer(), TEXTS, False))  # pyright: ignore[reportPrivateUsage]
     for text, ids in zip(TEXTS, encoded, strict=True):
         each = [tokenizer().encode(piece, add_special_tokens=False) for piece in pieces(text)]
         assert ids == [token for some in each for token in some]
         assert tokenizer().decode(ids) == text
+
+
+def test_a_special_tokens_name_in_a_document_is_text_unless_asked_for() -> None:
+    """Documents quote such names; only what stands between documents is no text."""
+    documents = [f"{text} <s> and <pad>" for text in TEXTS if text.strip()]
+    as_text, as_tokens = (
+        [token for rows in pack(lambda: documents, options(**given)).values() for token in rows]
+        for given in ({"separator": "none"}, {"separator": "none", "special_strings": True})
+    )
+    assert not {0, 1} & {token for _, *row in as_text for token in row}
+    text = tokenizer().decode([token for _, *row in as_text for token in row])
+    assert text.count("<s>") > 0.9 * len(documents)
+    assert {0, 1} <= {token for _, *row in as_tokens for token in row}
+
+
+@pytest.mark.parametrize("special_strings", [False, True])
+def test_rows_packed_before_there_was_a_choice_are_those_with_special_strings(
+    special_strings: bool, cache_folder: Path
+) -> None:
+    node: dict[str, Any] = vars(options(special_strings=True)) | {"path": "somewhere"}
+    pack(lambda: TEXTS, options(special_strings=True))
+    (manifest,) = cache_folder.glob("*/manifest.json")
+    assert "special_strings" not in json.loads(manifest.read_text())["packing"]
+    node["special_strings"] = special_strings
+    assert token_cache.packed({"name": "these"}, node) is special_strings
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [
+        ({"bos_token": "<s>"}, [1]),
+        ({"eos_token": "<s>", "pad_token": "<pad>"}, [0, 1]),
+        ({"bos_token": "<s>", "unk_token": "<pad>"}, [1]),  # what it cannot spell is text
+        ({"bos_token": "<s>", "unk_token": "<s>", "cls_token": "<pad>"}, [0, 1]),
+        ({"eos_token": "<s>", "extra_special_tokens": ["<pad>"]}, [0, 1]),
+    ],
+)
+def test_special_ids_are_those_of_no_text(special: dict[str, Any], expected: list[int]) -> None:
+    assert special_ids(foreign(**special)) == expected
 
 
 @pytest.mark.parametrize(("words", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])

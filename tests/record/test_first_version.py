@@ -50,8 +50,18 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def command(study: Path, name: str) -> list[str]:
+THEN = ("stream.special_tokens=true",)
+"""What defaults that have changed since were."""
+
+
+def typed(study: Path, name: str) -> list[str]:
+    """The first version's command, to which today's defaults apply."""
     return [*json.loads((study / "commands.json").read_text())[name], QUIET]
+
+
+def command(study: Path, name: str) -> list[str]:
+    """The same with the first version's defaults."""
+    return [*THEN, *typed(study, name)]
 
 
 def stamps(study: Path) -> dict[Path, int]:
@@ -378,11 +388,12 @@ def test_what_differs_from_its_birth_is_another_run(study: Path, release: Launch
 def test_a_default_that_changes_makes_other_runs_and_is_told(
     study: Path, code: Path, release: Launches
 ) -> None:
-    words = [word for word in command(study, "six") if not word.startswith("method=")]
+    words = [word for word in typed(study, "six") if not word.startswith("method=")]
     with changed(code / "conf/optimizer/adam.yaml", ("lr: 3e-3", "lr: 6e-3")):
         done = release.run(study, *words, "method=topk", "tracking=off")
     assert "six: 2 runs to train" in done.out, done.err
-    assert "six: beside runs that differ in optimizer.lr 0.006 (was 0.003)\n" in done.out
+    assert "optimizer.lr 0.006 (was 0.003)" in done.out.split("six: beside runs that differ in")[1]
+    assert "stream.special_tokens False (was True)" in done.out
     assert len(list((study / "outputs/six/runs").iterdir())) == 14
 
 
@@ -405,4 +416,6 @@ def test_an_algorithm_that_is_replaced_refuses_what_is_half_done(
         words = [word for word in command(study, "six") if not word.startswith("method=")]
         done = release.run(study, *words, "method=topk,jumprelu", "tracking=off")
         assert "six: 2 runs to train, 2 finished before" in done.out, done.err
-        assert "differ in architecture._numerics_ 2 (was None)" in done.out
+        words = [word for word in typed(study, "six") if not word.startswith("method=")]
+        done = release.run(study, *words, "method=jumprelu", "tracking=off")
+        assert "architecture._numerics_ 2 (was None)" in done.out.split("differ in")[1]

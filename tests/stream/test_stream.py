@@ -90,13 +90,14 @@ class Given(Coded):
         return self.row.expand(len(rows) * self.tokens_per_row, -1)
 
 
-def stream(target: TargetModel | None = None, held_out: int = 140, **changed: int) -> Alone:
+LEFT_OUT = {"special_tokens": False, "skip_first": 0, "max_norm": None}
+
+
+def stream(target: TargetModel | None = None, held_out: int = 140, **changed: Any) -> Alone:
     """A stream of small batches, over 350 coded tokens unless told otherwise."""
     numbers = {"batch_tokens": 10, "chunk_tokens": 70, "seed": 0, "calibration_tokens": 64}
-    values = numbers | {"repeat": 0, "centre": 0} | changed
-    repeat, centre = bool(values.pop("repeat")), bool(values.pop("centre"))
-    given = StreamOptions(**values, repeat=repeat, centre=centre)
-    return Alone(target or Coded(), given, held_out)
+    values: dict[str, Any] = numbers | {"repeat": False, "centre": False} | LEFT_OUT | changed
+    return Alone(target or Coded(), StreamOptions(**values), held_out)
 
 
 def origins(acts: Tensor, scale: float) -> list[Token]:
@@ -163,7 +164,7 @@ def test_every_token_comes_once_an_epoch(
         chunk_tokens=chunk_tokens,
         seed=seed,
         calibration_tokens=1,
-        repeat=1,
+        repeat=True,
     )
     seen = Counter(tokens_of(made, chunks))
     total, held = chunks * batch * batches, rows * width
@@ -211,7 +212,7 @@ def test_held_out_tokens_do_not_depend_on_the_seed() -> None:
 
 
 def test_the_second_epoch_has_another_order() -> None:
-    made = stream(repeat=1)
+    made = stream(repeat=True)
     chunks = [set(origins(made.chunk(i), made.scale)) for i in range(10)]
     first, second = chunks[:5], chunks[5:]
     assert set().union(*first) == set().union(*second)
@@ -224,7 +225,7 @@ def test_data_end_where_repeating_is_off() -> None:
     made.require(350)
     with pytest.raises(ConfigError, match=r"training\.tokens is 351: .* hold 350 .*stream\.repeat"):
         made.require(351)
-    stream(repeat=1).require(10**9)
+    stream(repeat=True).require(10**9)
 
 
 def test_without_repeating_no_token_comes_twice() -> None:
@@ -311,7 +312,7 @@ CENTRED = ["stream.centre=true", "stream.batch_tokens=1024"]
 
 
 def test_centring_takes_the_mean_off_and_scales_what_is_left() -> None:
-    made, raw = stream(calibration_tokens=350, centre=1), stream(calibration_tokens=350)
+    made, raw = stream(calibration_tokens=350, centre=True), stream(calibration_tokens=350)
     epoch = torch.cat([made.chunk(i) for i in range(5)])
     given = torch.cat([raw.chunk(i) for i in range(5)]).double() / raw.scale
     assert torch.allclose(epoch.mean(0), torch.zeros(3), atol=1e-6)
@@ -324,7 +325,7 @@ def test_centring_takes_the_mean_off_and_scales_what_is_left() -> None:
 
 
 def test_the_centre_is_the_calibration_tokens_mean_for_every_split() -> None:
-    made, raw = stream(calibration_tokens=70, centre=1), stream(calibration_tokens=70)
+    made, raw = stream(calibration_tokens=70, centre=True), stream(calibration_tokens=70)
     mean = (raw.chunk(0) / raw.scale).mean(0)
     assert torch.allclose(made.offset, mean, atol=1e-5)
     assert torch.allclose(made.unscaled(made.held_out), raw.unscaled(raw.held_out))
@@ -336,7 +337,7 @@ def test_activations_that_are_all_the_same_have_no_scale_around_their_mean(
 ) -> None:
     assert stream(Given(row)).scale > 0
     with pytest.raises(ConfigError, match="all zero"):
-        stream(Given(row), centre=1)
+        stream(Given(row), centre=True)
 
 
 @dataclass

@@ -37,8 +37,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sae_sweeps.data.token_rows import first_token
 from sae_sweeps.interfaces import Data, Rows, Split
+from sae_sweeps.system.tokenizers import first_token
 from sae_sweeps.target_model.transformer_lens import TransformerLens
 
 CPU = torch.device("cpu")

@@ -33,6 +33,7 @@ def main() -> None:
         sample_by="document",
         context_tokens=32,
         separator="bos",
+        special_strings=False,
         held_out_share=0.3,
         train_tokens=None,
         held_out_tokens=None,

@@ -13,14 +13,15 @@ def read(
     target: TargetModel, order: Order, split: Split, start: int, stop: int
 ) -> Float[Tensor, "tokens d_in"]:
     """Unscaled tokens [start, stop), in the order of the stream."""
-    return order.cut(target.activations(split, order.rows_with(split, start, stop)), start, stop)
+    span = order.span(split, start, stop)
+    return span.of(target.activations(split, span.rows))
 
 
 class Alone(Stream):
     """A stream that reads for itself what a harvest would hand it."""
 
     def __init__(self, target: TargetModel, given: StreamOptions, held_out: int) -> None:
-        order = Order(target, given.seed)
+        order = Order(target, given)
         sample = read(target, order, "train", 0, given.calibration_tokens)
         super().__init__(target, given, order, sample, read(target, order, "held_out", 0, held_out))
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
-from sae_sweeps.data.token_rows import first_token, tokenizer_hash
+from sae_sweeps.data.token_rows import tokenizer_hash
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.record.identity import identity, pass_identity, stream_identity
+from sae_sweeps.system.tokenizers import first_token
 from sae_sweeps.target_model import loading
 from sae_sweeps.target_model.passes import Bridged, Plain
 from tests.support.families import (

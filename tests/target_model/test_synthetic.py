@@ -376,6 +376,9 @@ def test_stream_seeds_reorder_the_same_tokens() -> None:
             repeat=False,
             calibration_tokens=1024,
             centre=False,
+            special_tokens=False,
+            skip_first=0,
+            max_norm=None,
         )
         stream = Alone(made, given_, 1)
         epochs.append(stream.unscaled(stream.chunk(0)))

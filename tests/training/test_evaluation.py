@@ -392,6 +392,9 @@ def stream_of(rows: int = 30, has_loss: bool = True, centre: bool = False) -> Al
         repeat=False,
         calibration_tokens=60,
         centre=centre,
+        special_tokens=False,
+        skip_first=0,
+        max_norm=None,
     )
     return Alone(Table(rows, has_loss), given, GIVEN.tokens)
 
