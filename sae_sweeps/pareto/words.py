@@ -100,6 +100,10 @@ def _of_measurement(points: Sequence[RunPoint]) -> Iterator[str]:
     recovered = any(point.get("ce_recovered") is not None for point in points)
     yield measured + (f"; cross-entropy on {ce}." if recovered else ".")
     yield f"A latent counts as dead that is active on none of these {held_out} tokens."
+    left_out = {point.result.evaluation.get("left_out_tokens", 0) for point in points}
+    if left_out != {0}:
+        which = "special tokens, first positions or of too large a norm"
+        yield f"Left out among them: {amounts(left_out)} tokens that are {which}."
 
 
 def _conditions(points: Sequence[RunPoint]) -> dict[str, Counter[str]]:

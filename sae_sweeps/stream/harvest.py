@@ -59,6 +59,11 @@ class Harvest:
             raise found
         return found
 
+    def hints(self) -> list[str]:
+        """What to know of the streams' activations, in a line each that names the hook."""
+        streams = [stream for stream in self._streams.values() if isinstance(stream, Stream)]
+        return [f"{s.target.hook or 'activations'}: {hint}" for s in streams for hint in s.hints]
+
     def begin(self, index: int, streams: Collection[Stream], pool: Executor) -> "Chunks":
         """Start to compute chunk `index`, the same tokens for all of `streams`."""
         span = next(iter(streams)).span(index)

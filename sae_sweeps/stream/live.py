@@ -9,6 +9,7 @@ from torch import Tensor
 from sae_sweeps.config.options import StreamOptions
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Architecture, Divergence, SplicedLosses, Split, TargetModel
+from sae_sweeps.stream.hints import hints
 from sae_sweeps.stream.order import HELD_OUT_SEED, Order, permutation
 from sae_sweeps.stream.splicing import Replace, in_order, losses_where
 
@@ -61,6 +62,8 @@ class Stream:
         self.left_out = passed_over + len(held_out) - len(measured)
         """held-out tokens that were passed over on the way to those measured on"""
         sample, held_out = sample[self.usable(sample)], measured
+        self.hints = list(hints(sample, given))
+        """what to know of the activations, in a line each"""
         self.raw_mean = sample.mean(0)
         self.offset = self.raw_mean if given.centre else torch.zeros_like(self.raw_mean)
         norm = (sample - self.offset).pow(2).sum(1).mean().sqrt().item()
@@ -102,8 +105,8 @@ class Stream:
         held = self.order.size("train")
         if tokens > held and not self.given.repeat:
             raise ConfigError(
-                f"training.tokens is {tokens}: the data hold {held} training tokens; "
-                "set stream.repeat=true to go over them again."
+                f"training.tokens is {tokens}: the data hold {held} training tokens"
+                f"{self.order.besides('train')}; set stream.repeat=true to go over them again."
             )
 
     def span(self, index: int) -> tuple[int, int]:
@@ -205,7 +208,9 @@ def require_held_out(order: Order, tokens: int) -> None:
     """Refuse an evaluation of more tokens than there are."""
     held = order.size("held_out")
     if tokens > held:
-        raise ConfigError(f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens.")
+        besides = order.besides("held_out")
+        text = f"evaluation.tokens is {tokens}: the data hold {held} held-out tokens{besides}."
+        raise ConfigError(text)
 
 
 def fault_of(acts: Float[Tensor, "tokens d_in"], target: TargetModel) -> str:

@@ -52,6 +52,12 @@ class Order:
             return self.target.row_count(split) * self.target.tokens_per_row
         return int(counts.sum())
 
+    def besides(self, split: Split) -> str:
+        """Say how many tokens of a split are left out for where they stand; nothing for none."""
+        all_ = self.target.row_count(split) * self.target.tokens_per_row
+        left_out = all_ - self.size(split)
+        return f", {left_out} special tokens and first positions aside" if left_out else ""
+
     def span(self, split: Split, start: int, stop: int) -> Span:
         """The tokens [start, stop)."""
         first, last = self.row_of(split, start), self.row_of(split, stop - 1) + 1

@@ -140,6 +140,9 @@ class Member:
         self.rows: IO[str] = files.metrics.open("a", buffering=1)
         self.log.info("training %s on %d tokens", self.run.label, self.total_tokens)
         self.log.info("computing with %s", json.dumps(self._computed()))
+        self.log.info("held-out tokens left out: %d", self.stream.left_out)
+        for hint in self.stream.hints:
+            self.log.warning("%s", hint)
 
     def _identity(self) -> str:
         """The run's identity, and the text's, whose files may have changed under their name."""

@@ -57,6 +57,8 @@ def load(train: Sequence[Run], measure: Sequence[Run], display: Listener) -> "Pa
     measurement = new_measurement(config.nodes["measure"])
     with ThreadPoolExecutor(at_once) as pool:
         harvest = Harvest([run.config for run in (*train, *measure)], device, pool)
+    for hint in harvest.hints():
+        logger.warning("%s", hint)
     members = [_built(index, run, harvest, measurement, display) for index, run in enumerate(train)]
     return Pack(list(train), members, list(measure), harvest, measurement, at_once, display)
 

@@ -16,6 +16,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.interfaces import Splice, SplicedLosses, Split, TargetModel
 from sae_sweeps.record.identity import source
 from sae_sweeps.record.result import Result
+from sae_sweeps.stream.live import require_held_out
 from tests.support.small import small_run, train
 from tests.support.streams import Alone
 
@@ -217,6 +218,21 @@ def test_contexts_are_of_all_rows_once_and_of_used_tokens(given: dict[str, Any])
     x, divergence = parts[2]
     assert divergence(x).item() == pytest.approx(0, abs=1e-6)
     assert divergence(x * 0.5).item() > 1e-3
+
+
+def test_data_that_do_not_suffice_tell_what_is_left_out_of_them() -> None:
+    target = Marked()
+    made = Alone(target, options(repeat=False), 10)
+    text = len(used(target, options(), "train"))
+    made.require(text)
+    told = f"hold {text} training tokens, {25 * WIDTH - text} special tokens and first positions"
+    with pytest.raises(ConfigError, match=told):
+        made.require(text + 1)
+    with pytest.raises(ConfigError, match=r"held-out tokens, \d+ special tokens"):
+        require_held_out(made.order, 12 * WIDTH)
+    plain = Alone(target, options(repeat=False, special_tokens=True), 10)
+    with pytest.raises(ConfigError, match="hold 150 training tokens; set"):
+        plain.require(151)
 
 
 def test_rows_without_any_text_are_refused() -> None:
