@@ -50,7 +50,7 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-THEN = ("stream.special_tokens=true",)
+THEN = ("stream.special_tokens=true", "stream.centre=false")
 """What defaults that have changed since were."""
 
 
