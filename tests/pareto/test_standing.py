@@ -157,6 +157,12 @@ def test_seeds_narrow_the_margin() -> None:
     assert [v and v.standing for v in standings(settings_of(one))] == ["tie", "tie"]
 
 
+def test_without_any_spread_equals_are_a_tie_and_all_else_counts() -> None:
+    for fvu, stands in ((0.2, ["tie", "tie"]), (0.2002, ["on", "dominated"])):
+        found = standings(settings_of({"a": [(8, [0.2, 0.2])], "b": [(8, [fvu, fvu])]}))
+        assert [(v.standing, v.margin) for v in found if v] == [(word, 0.0) for word in stands]
+
+
 def test_only_what_reconstructs_the_same_is_compared() -> None:
     easy, hard = {"a": [(8.0, [0.1])]}, {"b": [(8.0, [0.3])]}
     apart = settings_of(easy, source=0) + settings_of(hard, source=1)

@@ -299,6 +299,7 @@ def test_summary_of_a_sweep_offline(tmp_path: Path) -> None:
         table = fragment.table("runs")
         assert table["columns"] == ["run", "k", "l0", "fvu", "ce_recovered"]
         assert table["data"] == [["a", 4.0, 3.9, 0.2, 0.9], ["b", 8.0, 7.7, 0.1, None]]
+        assert fragment.summary["frontier"] == summary.frontier
         curves = fragment.table("pareto/fvu_table")
         assert sorted(map(tuple, curves["data"])) == [
             (3.9, "relu", 0.2),
