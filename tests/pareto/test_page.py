@@ -248,24 +248,47 @@ def as_runs(found: list[Setting]) -> list[dict[str, Any]]:
     ]
 
 
-def test_its_rule_of_the_frontier_is_that_of_python(opened: Opened) -> None:
-    rng = random.Random(2)
-    cases = [random_settings(rng) for _ in range(150)]
+def told_of(opened: Opened, cases: list[list[Setting]]) -> list[list[tuple[str, dict[str, Any]]]]:
+    """The page's verdicts on settings, by source and first run."""
     script = """(runs => {
         const verdicts = standings(curvesOf(runs, ["curve"]));
         return [...verdicts].map(([{ runs: [{ row, source }] }, verdict]) =>
             [`${source} ${row.run}`, verdict]);
     })"""
-    told = opened.ask(f"{json.dumps([as_runs(found) for found in cases])}.map({script})")
+    return opened.ask(f"{json.dumps([as_runs(found) for found in cases])}.map({script})")
+
+
+def known_of(found: list[Setting]) -> dict[str, Verdict | None]:
+    """Python's."""
+    pairs = zip(found, standings(found), strict=True)
+    return {f"{setting.source} {setting.points[0].run}": verdict for setting, verdict in pairs}
+
+
+def test_its_rule_of_the_frontier_is_that_of_python(opened: Opened) -> None:
+    rng = random.Random(2)
+    cases = [random_settings(rng) for _ in range(150)]
     seen = Counter[str]()
-    for found, ours in zip(cases, told, strict=True):
-        pairs = zip(found, standings(found), strict=True)
-        theirs = {f"{setting.source} {setting.points[0].run}": v for setting, v in pairs}
+    for found, ours in zip(cases, told_of(opened, cases), strict=True):
+        theirs = known_of(found)
         assert {name for name, _ in ours} == set(theirs)
         for name, verdict in ours:
             assert_equal(verdict, theirs[name])
             seen[verdict["standing"]] += 1
     assert all(seen[standing] > 50 for standing in ("on", "tie", "unopposed", "dominated"))
+
+
+def test_of_equal_settings_it_says_what_python_says(opened: Opened) -> None:
+    """Where all figures are exact: ties without any margin, and which of equal rivals is named."""
+    quarter, half = (8.0, [0.25, 0.25]), (8.0, [0.5, 0.5])
+    cases = [
+        settings_of({"a": [quarter], "b": [quarter]}),
+        settings_of({"a": [quarter], "b": [quarter], "c": [(8.0, [0.25])], "d": [quarter]}),
+        settings_of({"a": [half], "b": [quarter, (16.0, [0.25])], "c": [(16.0, [0.125])]}),
+        settings_of({"a": [(0.0, [1.0])], "b": [(0.0, [1.0]), quarter]}),
+    ]
+    for found, ours in zip(cases, told_of(opened, cases), strict=True):
+        theirs = known_of(found)
+        assert dict(ours) == {name: asdict(verdict) for name, verdict in theirs.items() if verdict}
 
 
 def assert_equal(ours: dict[str, Any], theirs: Verdict | None) -> None:
