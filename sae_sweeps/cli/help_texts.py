@@ -46,8 +46,13 @@ paths that are relative must begin where they did, and a launcher's shell comman
 REPORT_HELP = """\
 Draw the report of each sweep again.
 
-Writes pareto.csv, pareto.png and report.html into its folder. Of several sweeps one more page,
-report.html in the folder that holds them all, shows them side by side."""
+Prints the results, marked by how each setting's FVU stands beside the best other curve's at its L0:
+★ lower by more than the margin, ≈ a tie within it, ☆ no other curve near that L0. The margin is
+two standard errors over seeds, with one seed 1% at least. Beside the mark: dead latents.
+
+Writes pareto.csv, pareto.png and report.html into its folder, where settings stand alike. Of
+several sweeps one more page, report.html in the folder that holds them all, shows them side by
+side."""
 
 SYNC_HELP = """\
 Upload to W&B what each sweep logged offline.
@@ -60,5 +65,6 @@ Needs an API key (`wandb login`, or WANDB_API_KEY); WANDB_BASE_URL names another
 DASHBOARD_HELP = """\
 Make each sweep's W&B workspace, or renew it, and tell its address.
 
-It shows the sweep's runs alone: L0 against FVU, recovered cross-entropy and dead features, with the
-frontier, and their training curves. Needs pip install 'sae-sweeps[dashboards]' and an API key."""
+It shows the sweep's runs alone: L0 against FVU, recovered cross-entropy and dead features, with a
+line of the best up to each L0; the report's picture; training curves. Needs pip install
+'sae-sweeps[dashboards]' and an API key."""

@@ -1,4 +1,4 @@
-"""Frontiers of sparsity against quality, and curves compared at matched L0."""
+"""Which settings no other strictly dominates, and curves compared at matched L0."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,19 +32,16 @@ def non_dominated(xs: Sequence[float | None], ys: Sequence[float | None]) -> lis
     return marks
 
 
-def frontier(
-    found: Sequence[Setting], measure: str = "fvu", *, maximise: bool = False
-) -> list[Setting]:
-    """Keep the settings on the frontier of least L0 and best `measure`, means over seeds.
+def strict_frontier(found: Sequence[Setting]) -> list[Setting]:
+    """Keep the settings whose L0 and FVU, means over seeds, no other setting strictly dominates.
 
-    Activations of several hooks, models or data sets have a frontier each.
+    Activations of several hooks, models or data sets have a frontier each. Two settings rarely
+    have one L0, so a hair's breadth more of it keeps a worse one here: `standing` compares them.
     """
-    sign = -1 if maximise else 1
     kept: set[int] = set()
     for members in by_source(found):
-        means = [found[index].mean(measure) for index in members]
-        values = [None if value is None else sign * value for value in means]
-        marks = non_dominated([found[index].mean("l0") for index in members], values)
+        l0s, fvus = ([found[index].mean(name) for index in members] for name in ("l0", "fvu"))
+        marks = non_dominated(l0s, fvus)
         kept |= {index for index, mark in zip(members, marks, strict=True) if mark}
     return [setting for index, setting in enumerate(found) if index in kept]
 

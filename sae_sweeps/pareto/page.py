@@ -18,7 +18,7 @@ from sae_sweeps.config.groups import GROUPS
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.measures import CURVES, Measure, Panel
 from sae_sweeps.pareto import curves, words
-from sae_sweeps.pareto.measured import columns, panels
+from sae_sweeps.pareto.measured import PRICE, columns, panels
 from sae_sweeps.pareto.points import Results, RunPoint, settings, together
 from sae_sweeps.pareto.rows import rows
 from sae_sweeps.record import manifest
@@ -28,9 +28,7 @@ from sae_sweeps.system import files
 from sae_sweeps.system.files import digest
 
 PARTS = Path(__file__).parent / "html"
-SCRIPTS = ("data.js", "figures.js", "page.js")
-OTHER_COLUMNS = ["cost_tokens_per_s", "frontier"]
-"""Of the table of runs, after those of measures."""
+SCRIPTS = ("data.js", "standing.js", "figures.js", "page.js")
 MOST_ROWS = 60
 """Points of a training curve; it has as many however long the run is."""
 DIGITS = 4
@@ -93,7 +91,8 @@ def _content(sweeps: Sequence[Sweep]) -> dict[str, Any]:
         "subtitle": f"{words.subtitle(points)}  ·  {_made()}",
         "notes": words.notes(found),
         "panels": [_panel(measure, panel) for measure, panel in panels(points)],
-        "columns": [measure.name for measure, _ in columns(points)] + OTHER_COLUMNS,
+        "columns": [measure.name for measure, _ in columns(points)],
+        "price": PRICE,
         "training": {measure.name: measure.title for measure, _ in CURVES},
         "options": list(options),
         "group_by": ["sweep", "curve"] if len(named) > 1 else ["curve"],

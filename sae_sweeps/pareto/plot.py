@@ -19,9 +19,9 @@ with chdir(Path(__file__).parent):  # where a report is drawn may be a matplotli
     )
 
 from sae_sweeps.measures import Measure, Panel
-from sae_sweeps.pareto.frontier import frontier
 from sae_sweeps.pareto.measured import panels
-from sae_sweeps.pareto.points import Results, Setting, by_curve
+from sae_sweeps.pareto.points import Results, Setting, by_curve, settings
+from sae_sweeps.pareto.standing import Standing, standings
 from sae_sweeps.pareto.words import subtitle
 
 WIDTH, HEIGHT, DPI = 10.0, 3.3, 150
@@ -31,32 +31,53 @@ PANELS_IN_WIDTH = 3
 # Told apart by the colour-blind too: Okabe and Ito's, less the yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F3C8D", "#5A5A5A")
 MARKERS = "osD^vPXphd"
-INK, FAINT, HALO = "#222222", "#858585", "#FFDD55"
+INK, FAINT = "#222222", "#858585"
 MOST_NAMES = 20
 """Curves that the legend names; the CSV has all."""
 
 Style = dict[str, Any]
+LOOKS: dict[Standing, Style] = {
+    "dominated": {"ms": 3.6, "mec": "white", "mew": 0.4},
+    "unopposed": {"ms": 4.8, "mfc": "white", "mew": 1.1},
+    "tie": {"ms": 5.4, "mec": INK, "mew": 0.6},
+    "on": {"ms": 8.4, "mec": INK, "mew": 1.2},
+}
+"""How points look by their standing in L0 and FVU, in every panel: what matters is drawn last."""
+NAMED: dict[Standing, str] = {"on": "on the frontier", "tie": "tie", "unopposed": "unopposed"}
 
 
 def draw(results: Results, path: Path) -> None:
     """Write the picture of a sweep with at least one result; what no run has gets no panel."""
+    figure_of(results).savefig(path)
+
+
+def figure_of(results: Results) -> Figure:
+    """Draw the picture."""
     points, curves = results.points, by_curve(results.points)
-    styles = _styles(curves)
+    styles, looks = _styles(curves), _looks(settings(points))
     shown = panels(points)
     width = WIDTH * max(1.0, len(shown) / PANELS_IN_WIDTH)
     figure = Figure(figsize=(width, HEIGHT), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    rows = _legend(figure, styles)
+    rows = _legend(figure, styles, looks)
     height = HEIGHT + 0.185 * (rows - 1)
     figure.set_size_inches(width, height)
     for axes, pair in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _draw_panel(axes, *pair, curves, styles)
+        _draw_panel(axes, *pair, curves, styles, looks)
     bottom, top = (height - HEIGHT + 0.78) / height, 1 - 0.66 / height
     figure.subplots_adjust(0.052, bottom, 0.988, top, wspace=0.19)
     head = 1 - 0.11 / height
     figure.text(0.012, head, results.sweep, size=12, weight="bold", color=INK, va="top")
     figure.text(0.988, head, subtitle(points), size=8.5, color=FAINT, ha="right", va="top")
-    figure.savefig(path)
+    return figure
+
+
+def _looks(found: Sequence[Setting]) -> dict[Standing, list[Setting]]:
+    """Gather settings by how they look, in the order in which they are drawn."""
+    looks: dict[Standing, list[Setting]] = {standing: [] for standing in LOOKS}
+    for setting, verdict in zip(found, standings(found), strict=True):
+        looks[verdict.standing if verdict else "dominated"].append(setting)
+    return looks
 
 
 def _styles(curves: Mapping[str, list[Setting]]) -> dict[str, Style]:
@@ -81,17 +102,19 @@ def _draw_panel(
     panel: Panel,
     curves: Mapping[str, list[Setting]],
     styles: Mapping[str, Style],
+    looks: Mapping[Standing, Sequence[Setting]],
 ) -> None:
     everything = [setting for found in curves.values() for setting in found]
-    if measure.ranked:
-        maximise = measure.better == "higher"
-        best = _vertices(frontier(everything, measure.name, maximise=maximise), measure)
-        axes.scatter([x for x, *_ in best], [y for _, y, *_ in best], s=105, color=HALO, lw=0)
     for curve, found in curves.items():
         if vertices := _vertices(found, measure):
             xs, ys, lows, highs = (list(column) for column in zip(*vertices, strict=True))
             axes.vlines(xs, lows, highs, color=styles[curve]["color"], lw=2.6, alpha=0.4)
-            axes.plot(xs, ys, lw=1.2, ms=5, mec="white", mew=0.5, zorder=3, **styles[curve])
+            axes.plot(xs, ys, lw=1.2, color=styles[curve]["color"])
+    for standing, found in looks.items():
+        for setting in found:
+            for x, y, *_ in _vertices([setting], measure):
+                look = styles[setting.curve] | LOOKS[standing]
+                axes.plot([x], [y], lw=0, zorder=3, gid=standing, **look)
     drawn = _vertices(everything, measure)
     _scale_l0(axes, [l0 for l0, *_ in drawn])
     _scale_measure(axes, panel, measure.scale, [end for _, _, *ends in drawn for end in ends])
@@ -155,14 +178,22 @@ def _scale_measure(axes: Axes, panel: Panel, scale: float, values: Sequence[floa
         axes.yaxis.set_major_locator(MaxNLocator(6))
 
 
-def _legend(figure: Figure, styles: Mapping[str, Style]) -> int:
+def _legend(
+    figure: Figure,
+    styles: Mapping[str, Style],
+    looks: Mapping[Standing, Sequence[Setting]],
+) -> int:
     """Name the curves along the bottom in as few rows as fit, and say how many."""
     look: Style = {"lw": 1.2, "ms": 5.5, "mec": "white", "mew": 0.5}
     named = list(styles)[:MOST_NAMES]
     handles = [Line2D([], [], label=curve, **look, **styles[curve]) for curve in named]
     if len(styles) > len(named):
         handles.append(Line2D([], [], lw=0, label=f"and {len(styles) - len(named)} more"))
-    handles.append(Line2D([], [], lw=0, marker="o", ms=9, color=HALO, mew=0, label="frontier"))
+    handles += [
+        Line2D([], [], lw=0, marker="o", color=FAINT, label=name, **LOOKS[standing])
+        for standing, name in NAMED.items()
+        if looks[standing]
+    ]
     for columns in range(len(handles), 0, -1):
         rows = -(-len(handles) // columns)
         legend = figure.legend(

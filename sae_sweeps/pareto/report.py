@@ -13,8 +13,9 @@ from rich.text import Text
 from sae_sweeps.errors import ConfigError, visible
 from sae_sweeps.pareto import similarity, table
 from sae_sweeps.pareto.measured import panels
-from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read
+from sae_sweeps.pareto.points import Results, RunPoint, by_curve, read, settings
 from sae_sweeps.pareto.rows import rows
+from sae_sweeps.pareto.words import frontier_line
 from sae_sweeps.record.folder import SweepFolder
 from sae_sweeps.system import files
 from sae_sweeps.system.terminal import Terminal
@@ -48,7 +49,14 @@ def report(
             plot.draw(results, path)
         page.write(place.page, [(folder, results)])
         (tracking or Off()).summarise(
-            Summary(results.sweep, folder, found, _charts(results.points), place.picture)
+            Summary(
+                results.sweep,
+                folder,
+                found,
+                frontier_line(settings(results.points)),
+                _charts(results.points),
+                place.picture,
+            )
         )
         written = [os.path.relpath(path) for path in (place.page, place.table, place.picture)]
         console.print(Text(f"Written: {', '.join(written)}"), soft_wrap=True)

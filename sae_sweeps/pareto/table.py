@@ -1,6 +1,5 @@
 """Shows a sweep's results in the terminal."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -9,14 +8,22 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweeps.measures import Column, Measure
-from sae_sweeps.pareto.frontier import by_source, frontier, matched
+from sae_sweeps.pareto.frontier import by_source, matched
 from sae_sweeps.pareto.measured import columns
 from sae_sweeps.pareto.points import Results, Setting, by_curve, settings
 from sae_sweeps.pareto.similarity import MOST_LATENTS, too_wide
-from sae_sweeps.pareto.words import MOST_NAMES, amounts, missed_line, off_dial
+from sae_sweeps.pareto.standing import Standing, Verdict, standings
+from sae_sweeps.pareto.words import (
+    MARKS,
+    amounts,
+    frontier_line,
+    margins,
+    missed_line,
+    off_dial,
+)
 
 MOST_ROWS = 100
-"""A longer table shows the frontier only."""
+"""A longer table leaves out what is dominated."""
 MOST_FAILURES = 10
 
 
@@ -31,10 +38,11 @@ def show(results: Results, console: Console) -> None:
         fitting = [table for table, width in zip(tables, widths, strict=True) if width <= room]
         console.print((fitting or tables[-1:])[0])
         l0s, fvus = matched(curves)
+        found = settings(results.points)
         if l0s:
-            console.print(_matched(l0s, fvus, len(by_source(settings(results.points))) == 1))
-        console.print(Text(_frontier_line(settings(results.points))))
-        if missed := off_dial(settings(results.points)):
+            console.print(_matched(l0s, fvus, len(by_source(found)) == 1))
+        console.print(Text(frontier_line(found)))
+        if missed := off_dial(found):
             console.print(Text(missed_line(missed), style="yellow"))
         if wide := too_wide(results):
             line = f"seed similarity: none above {MOST_LATENTS:,} latents ({wide} settings)"
@@ -48,19 +56,21 @@ def _results(sweep: str, curves: Mapping[str, list[Setting]], detail: int) -> Ta
     found = [setting for settings in curves.values() for setting in settings]
     points = [point for setting in found for point in setting.points]
     shown = [(measure, column) for measure, column in columns(points) if column.detail <= detail]
-    table = Table(title=Text(f"Sweep {sweep}"), caption=_caption(found, shown, detail))
+    verdicts = standings(found)
+    lines = [*_caption(found, shown, detail), *_of_marks(verdicts, detail)]
+    table = Table(title=Text(f"Sweep {sweep}"), caption="\n".join(lines))
     table.caption_justify = "left"
     table.add_column("method")
     for heading in ("k", *(_heading(*pair) for pair in shown), "★"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
-    best = frontier(found)
+    judged = iter(verdicts)
     for curve, members in curves.items():
         name = curve
         for setting in members:
-            if setting in best or len(found) <= MOST_ROWS:
+            verdict = next(judged)
+            if len(found) <= MOST_ROWS or (verdict and MARKS[verdict.standing]):
                 cells = [_cell(setting, *pair, detail) for pair in shown]
-                mark = "★" if setting in best else ""
-                table.add_row(Text(name), f"{setting.k:g}", *cells, mark)
+                table.add_row(Text(name), f"{setting.k:g}", *cells, _mark(verdict, detail))
                 name = ""
         table.add_section()
     return table
@@ -80,7 +90,17 @@ def _cell(setting: Setting, measure: Measure, column: Column, detail: int) -> st
     return f"{text} ±{spread * measure.scale:{column.form}}"
 
 
-def _caption(found: Sequence[Setting], shown: Sequence[tuple[Measure, Column]], detail: int) -> str:
+def _mark(verdict: Verdict | None, detail: int) -> str:
+    """How a setting stands, and where there is room by how much."""
+    if verdict is None:
+        return "-"
+    gap = "" if verdict.gap is None or detail < 1 else f"{verdict.gap:+.1%}"
+    return f"{MARKS[verdict.standing]} {gap}".strip()
+
+
+def _caption(
+    found: Sequence[Setting], shown: Sequence[tuple[Measure, Column]], detail: int
+) -> list[str]:
     points = [point for setting in found for point in setting.points]
     held_out = amounts(point.result.evaluation.get("tokens") for point in points)
     lines = [f"dead %: latents without one firing in {held_out} held-out tokens"]
@@ -88,12 +108,26 @@ def _caption(found: Sequence[Setting], shown: Sequence[tuple[Measure, Column]], 
         window = amounts(point.metrics.get("train_dead_window_tokens") for point in points)
         lines.append(f"train dead %: without one in the last {window} tokens of training")
     lines += [escape(f"{_heading(m, column)}: {column.note}") for m, column in shown if column.note]
-    lines.append("★: on the frontier of L0 and FVU")
     if len(points) > len(found):
         lines.append("means over seeds" + (", ± standard deviation" if detail >= 2 else ""))
     if len(found) > MOST_ROWS:
-        lines.append(f"of {len(found)} settings, those on the frontier; pareto.csv has all runs")
-    return "\n".join(lines)
+        lines.append(f"of {len(found)} settings, those with a mark; pareto.csv has all runs")
+    return lines
+
+
+def _of_marks(verdicts: Sequence[Verdict | None], detail: int) -> list[str]:
+    """Say what the marks mean that the table has."""
+    meant: dict[Standing, str] = {
+        "on": "on the frontier, FVU below every other curve's at that L0 by more than the margin",
+        "tie": "a tie with the best other curve at that L0, within the margin",
+        "unopposed": "unopposed, no other curve comes near that L0",
+    }
+    there = {verdict.standing for verdict in verdicts if verdict}
+    lines = [f"{MARKS[key]}: {text}" for key, text in meant.items() if key in there]
+    if told := margins(verdicts):
+        gap = "share: FVU beside the best other curve's at that L0; " if detail >= 1 else ""
+        lines.append(f"{gap}margin: {told}")
+    return lines
 
 
 def _matched(
@@ -114,16 +148,6 @@ def _matched(
         ]
         table.add_row(Text(curve), *cells)
     return table
-
-
-def _frontier_line(found: Sequence[Setting]) -> str:
-    shares = Counter(setting.curve for setting in frontier(found)).most_common()
-    names = [f"{curve}: {count}" for curve, count in shares[:MOST_NAMES]]
-    names += ["..."] if len(shares) > MOST_NAMES else []
-    total = sum(count for _, count in shares)
-    several = len(by_source(found)) > 1
-    what = "Frontiers of L0 and FVU, one for each target" if several else "Frontier of L0 and FVU"
-    return f"{what}: {total} of {len(found)} settings ({'; '.join(names)})"
 
 
 def _show_missing(results: Results, console: Console) -> None:

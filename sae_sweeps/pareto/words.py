@@ -5,10 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sae_sweeps.pareto.frontier import by_source
 from sae_sweeps.pareto.points import RunPoint, Setting, settings
+from sae_sweeps.pareto.standing import Standing, Verdict, standings
 
 OFF_DIAL = 0.1
 """Share by which an L0 may miss its `k` unremarked."""
 MOST_NAMES = 6
+MARKS: dict[Standing, str] = {"on": "★", "tie": "≈", "unopposed": "☆", "dominated": ""}
+"""How settings stand, at a glance."""
 
 
 def subtitle(points: Sequence[RunPoint]) -> str:
@@ -56,6 +59,39 @@ def _is_fixed(point: RunPoint) -> bool:
         name.endswith("_coef") and isinstance(value, int | float) and value != 0
         for name, value in options.items()
     )
+
+
+def frontier_line(found: Sequence[Setting]) -> str:
+    """Count by curve the settings on the frontier of L0 and FVU, the ties and the unopposed."""
+    several = len(by_source(found)) > 1
+    what = "Frontiers of L0 and FVU, one for each target" if several else "Frontier of L0 and FVU"
+    pairs = list(zip(found, standings(found), strict=True))
+    curves = {
+        standing: [setting.curve for setting, v in pairs if v and v.standing == standing]
+        for standing in MARKS
+    }
+    parts = [f"{len(curves['on'])} of {len(found)} settings{_shares(curves['on'])}"]
+    for name, others in (("ties", curves["tie"]), ("unopposed", curves["unopposed"])):
+        parts += [f"{name} {len(others)}{_shares(others)}"] if others else []
+    return f"{what}: {', '.join(parts)}"
+
+
+def _shares(curves: Sequence[str]) -> str:
+    shares = Counter(curves).most_common()
+    names = [f"{curve}: {count}" for curve, count in shares[:MOST_NAMES]]
+    names += ["..."] if len(shares) > MOST_NAMES else []
+    return f" ({'; '.join(names)})" if names else ""
+
+
+def margins(verdicts: Sequence[Verdict | None]) -> str:
+    """Name the margins up to which gaps are ties: those of several seeds, and those of one."""
+    kinds: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        if verdict and verdict.margin is not None:
+            kind = "one seed" if verdict.seeds == 1 else "two standard errors over seeds"
+            kinds.setdefault(kind, []).append(100 * verdict.margin)
+    shown = {kind: [f"{end:.3g}%" for end in (min(m), max(m))] for kind, m in kinds.items()}
+    return ", ".join(f"{' to '.join(dict.fromkeys(ends))} ({k})" for k, ends in shown.items())
 
 
 def missed_line(missed: Sequence[Setting]) -> str:

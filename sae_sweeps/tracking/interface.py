@@ -33,6 +33,8 @@ class Summary:
     folder: Path
     rows: list[dict[str, Any]]
     """One row per run, for a table."""
+    frontier: str
+    """Which curves' settings are on the frontier, in words."""
     charts: dict[str, dict[str, tuple[list[float], list[float]]]]
     """By measure, as `fvu`: a line per curve, as L0s and the measure there."""
     picture: Path

@@ -20,7 +20,9 @@ from sae_sweeps.stream.live import Stream
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
-    *("run", "label", "curve", "k", "d_sae", "seed", "tokens", "frontier", "curve_frontier"),
+    *("run", "label", "curve", "k", "d_sae", "seed", "tokens"),
+    *("frontier", "standing", "frontier_gap", "frontier_margin", "frontier_seeds"),
+    *("frontier_rival", "strict_frontier", "curve_frontier"),
     *NAMES,
 )
 """Of `pareto.csv`, beside those of measures."""

@@ -6,7 +6,9 @@ import math
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,14 +20,16 @@ from rich.console import Console
 
 from sae_sweeps.measures import Column, Measure, Panel, describe
 from sae_sweeps.pareto import page as pages
-from sae_sweeps.pareto.frontier import frontier, matched, non_dominated
-from sae_sweeps.pareto.points import by_curve, read, settings
+from sae_sweeps.pareto.frontier import matched, non_dominated
+from sae_sweeps.pareto.points import Setting, by_curve, read
 from sae_sweeps.pareto.report import report, report_side_by_side
+from sae_sweeps.pareto.standing import Verdict, standings
 from tests.support.reported import (
     CHROMIUM,
     METHODS,
     dress,
     printed,
+    settings_of,
     table,
     write_failure,
     write_sweep,
@@ -120,7 +124,7 @@ def test_all_figures_stand_and_nothing_is_loaded(
     page = Opened(browser, sweep / "report.html", size)
     for panel in range(3):
         assert page.traces(f"pareto-{panel}", "markers") == len(METHODS)
-        assert page.traces(f"pareto-{panel}", "lines") == len(METHODS) + (panel < 2)
+        assert page.traces(f"pareto-{panel}", "lines") == len(METHODS)
     for figure in ("density", "l0", "training"):
         assert page.traces(figure, "lines") == len(METHODS) * 3  # every seed, at one k
     assert page.ask("document.documentElement.scrollWidth") <= size[0]
@@ -140,7 +144,9 @@ def test_a_point_tells_its_run_and_options(opened: Opened) -> None:
     point.hover(force=True)
     said = opened.tab.locator("#pareto-0 .hoverlayer .hovertext").text_content() or ""
     assert "3 seeds" in said and "-k" in said and "±" in said
-    assert "architecture: " in said and ("dominated" in said or "frontier" in said)
+    assert "architecture: " in said and "dead latents, % " in said
+    stands = r"(dominated|tie|on the frontier): FVU \S+ % beside .* \(margin \S+ %\)"
+    assert re.search(stands, said)
 
 
 # ---------------------------------------------------------------- numbers
@@ -159,18 +165,46 @@ def test_its_numbers_are_those_of_the_csv(opened: Opened, sweep: Path) -> None:
 
 @pytest.mark.slow
 def test_its_frontier_is_that_of_the_csv(opened: Opened, sweep: Path) -> None:
-    script = """frontiers(curvesOf(content.runs, ["curve"]).flatMap(curve => curve.settings),
-        content.panels[0]).flat().flatMap(setting => setting.runs.map(run => run.row.run))"""
-    assert set(opened.ask(script)) == {row["run"] for row in table(sweep) if row["frontier"] == "1"}
-    filled = opened.ask(
-        """[...document.querySelectorAll("#pareto-0 .scatterlayer path.point")]
-        .filter(point => point.style.fill !== "none" && point.style.fillOpacity !== "0").length"""
-    )
-    on_it = len({(r["curve"], r["k"]) for r in table(sweep) if r["frontier"] == "1"})
-    assert 0 < filled <= on_it
+    rows = {row["run"]: row for row in table(sweep)}
+    assert len({row["standing"] for row in rows.values()}) > 2
+    script = """[...standings(curvesOf(content.runs, ["curve"]))].flatMap(([setting, verdict]) =>
+        setting.runs.map(run => [run.row.run, verdict]))"""
+    told = opened.ask(script)
+    assert {run for run, _ in told} == set(rows)
+    for run, verdict in told:
+        row = rows[run]
+        assert (verdict["standing"], verdict["rival"] or "") == (
+            row["standing"],
+            row["frontier_rival"],
+        )
+        for key in ("gap", "margin"):
+            known = row[f"frontier_{key}"]
+            assert verdict[key] == (pytest.approx(float(known), abs=1e-12) if known else None)
+    headings = opened.tab.locator("#runs th").all_inner_texts()
+    place = headings.index("standing")
+    assert headings[place + 1 : place + 3] == ["gap, %", "dead_frac"]  # the price is beside it
+    for line in opened.tab.locator("#runs tbody tr").all():
+        cells = line.locator("td").all_inner_texts()
+        row = rows[cells[0]]
+        assert cells[place] == row["standing"]
+        if row["frontier_gap"]:
+            gap = float(cells[place + 1].replace(MINUS, "-"))
+            assert gap == pytest.approx(100 * float(row["frontier_gap"]), rel=1e-3, abs=1e-3)
 
 
-def test_frontiers_are_those_of_python(opened: Opened, sweep: Path) -> None:
+@pytest.mark.slow
+def test_what_is_on_the_frontier_is_larger_in_every_panel(opened: Opened, sweep: Path) -> None:
+    known = Counter(row["standing"] for row in table(sweep) if row["seed"] == "0")
+    looks = opened.ask("Object.fromEntries(Object.entries(LOOKS).map(([k, v]) => [k, v.size]))")
+    assert looks["on"] > looks["tie"] > looks["dominated"]
+    for panel in range(3):
+        sizes = opened.ask(
+            f"document.querySelector('#pareto-{panel}').data.flatMap(t => t.marker?.size ?? [])"
+        )
+        assert Counter(sizes) == {looks[standing]: count for standing, count in known.items()}
+
+
+def test_its_strict_dominance_is_that_of_python(opened: Opened) -> None:
     rng = random.Random(1)
     for size in (0, 1, 2, 3, 10, 40):
         for _ in range(10):
@@ -179,10 +213,95 @@ def test_frontiers_are_those_of_python(opened: Opened, sweep: Path) -> None:
             kept = opened.ask(f"nonDominated({points})")
             marks = non_dominated(xs, ys)
             assert sorted(kept) == [i for i, mark in enumerate(marks) if mark]
-    more = frontier(settings(read(sweep).points), "ce_recovered", maximise=True)
-    script = """frontiers(settingsOf(content.runs), content.panels[1])
-        .flat().flatMap(setting => setting.runs.map(run => run.row.run))"""
-    assert set(opened.ask(script)) == {point.run for setting in more for point in setting.points}
+
+
+def random_settings(rng: random.Random) -> list[Setting]:
+    """Settings of several sources, curves and seeds: lone ones, ties, diverged and far-off ones."""
+    found = list[Setting]()
+    for source in range(rng.choice([1, 1, 2, 3])):
+        curves: dict[str, list[tuple[float, list[float]]]] = {}
+        most = rng.choice([1, 4])
+        for curve in "abcde"[: rng.randrange(1, 6)]:
+            level = rng.choice([1.0, 1.0, 1.004, 1.03, 3.0])
+            for k in rng.sample([4, 8, 16, 32], rng.choice([1, 1, 2, 4])):
+                l0 = k * rng.choice([1.0, 1.0, rng.uniform(0.93, 1.07)])
+                fvu = level * 0.5 * l0 ** -rng.choice([0.55, 0.55, 0.2, 0.0])
+                seeds = rng.randint(1, most)
+                noise = rng.choice([0.0, 0.002, 0.02])
+                spot = l0, [fvu * (1 + noise * rng.gauss(0, 1)) for _ in range(seeds)]
+                curves.setdefault(curve, []).append(spot)
+        found += settings_of(curves, source)
+    return found
+
+
+def as_runs(found: list[Setting]) -> list[dict[str, Any]]:
+    """Settings as the page has them."""
+    return [
+        {
+            "row": {"run": point.run, "k": 1, "seed": point.config.seed, **point.metrics},
+            "setting": f"{setting.source} {point.setting}",
+            "source": setting.source,
+            "options": {"curve": setting.curve},
+        }
+        for setting in found
+        for point in setting.points
+    ]
+
+
+def told_of(opened: Opened, cases: list[list[Setting]]) -> list[list[tuple[str, dict[str, Any]]]]:
+    """The page's verdicts on settings, by source and first run."""
+    script = """(runs => {
+        const verdicts = standings(curvesOf(runs, ["curve"]));
+        return [...verdicts].map(([{ runs: [{ row, source }] }, verdict]) =>
+            [`${source} ${row.run}`, verdict]);
+    })"""
+    return opened.ask(f"{json.dumps([as_runs(found) for found in cases])}.map({script})")
+
+
+def known_of(found: list[Setting]) -> dict[str, Verdict | None]:
+    """Python's."""
+    pairs = zip(found, standings(found), strict=True)
+    return {f"{setting.source} {setting.points[0].run}": verdict for setting, verdict in pairs}
+
+
+def test_its_rule_of_the_frontier_is_that_of_python(opened: Opened) -> None:
+    rng = random.Random(2)
+    cases = [random_settings(rng) for _ in range(150)]
+    seen = Counter[str]()
+    for found, ours in zip(cases, told_of(opened, cases), strict=True):
+        theirs = known_of(found)
+        assert {name for name, _ in ours} == set(theirs)
+        for name, verdict in ours:
+            assert_equal(verdict, theirs[name])
+            seen[verdict["standing"]] += 1
+    assert all(seen[standing] > 50 for standing in ("on", "tie", "unopposed", "dominated"))
+
+
+def test_of_equal_settings_it_says_what_python_says(opened: Opened) -> None:
+    """Where all figures are exact: ties without any margin, and which of equal rivals is named."""
+    quarter, half = (8.0, [0.25, 0.25]), (8.0, [0.5, 0.5])
+    cases = [
+        settings_of({"a": [quarter], "b": [quarter]}),
+        settings_of({"a": [quarter], "b": [quarter], "c": [(8.0, [0.25])], "d": [quarter]}),
+        settings_of({"a": [half], "b": [quarter, (16.0, [0.25])], "c": [(16.0, [0.125])]}),
+        settings_of({"a": [(0.0, [1.0])], "b": [(0.0, [1.0]), quarter]}),
+    ]
+    for found, ours in zip(cases, told_of(opened, cases), strict=True):
+        theirs = known_of(found)
+        assert dict(ours) == {name: asdict(verdict) for name, verdict in theirs.items() if verdict}
+
+
+def assert_equal(ours: dict[str, Any], theirs: Verdict | None) -> None:
+    """The page's verdict and Python's; where rounding decides, its gap alone."""
+    assert theirs is not None
+    if theirs.gap is None or theirs.margin is None:
+        assert ours == asdict(theirs)
+        return
+    assert ours["gap"] == pytest.approx(theirs.gap, abs=1e-12)
+    assert ours["margin"] == pytest.approx(theirs.margin, abs=1e-12)
+    if abs(abs(theirs.gap) - theirs.margin) > 1e-12:
+        assert ours["standing"] == theirs.standing
+        assert (ours["rival"], ours["seeds"]) == (theirs.rival, theirs.seeds)
 
 
 @pytest.mark.slow
@@ -302,12 +421,13 @@ def test_curves_can_be_made_of_any_options(opened: Opened) -> None:
 
 @pytest.mark.slow
 def test_a_curve_can_be_hidden_and_the_frontier_follows(opened: Opened) -> None:
-    before = opened.ask("Plotly.d3 ? 0 : document.querySelector('#pareto-0').data[0].x")
+    assert "dominated" in opened.text("#runs")
     for name in opened.tab.locator("#legend button").all()[1:]:
         name.click()
     assert opened.traces("pareto-0", "markers") == 1
-    after = opened.ask("document.querySelector('#pareto-0').data[0].x")
-    assert after != before and len(after) == 4
+    assert "dominated" not in opened.text("#runs")  # there is nobody else any more
+    sizes = opened.ask("document.querySelector('#pareto-0').data.at(-1).marker.size")
+    assert set(sizes) == {opened.ask("LOOKS.unopposed.size")}
     opened.tab.locator("#legend button").nth(1).click()
     assert opened.traces("pareto-0", "markers") == 2
 
@@ -377,9 +497,9 @@ def test_a_figure_from_outside_has_a_panel_and_a_column(browser: Browser, tmp_pa
     title = page.tab.locator("#pareto-3 .gtitle").text_content()
     assert title == "<b>gap</b>, %"  # neither is better
     assert "log FVU, <b>gap</b>, %" in page.text("#controls")
-    cells = page.tab.locator("#runs tbody tr").all_inner_texts()
-    assert sum("0.5" in row.split() for row in cells) == 4
-    assert sum("\N{EN DASH}" in row.split() for row in cells) == 4
+    place = page.tab.locator("#runs th").all_inner_texts().index("gap")
+    cells = page.tab.locator(f"#runs tbody td:nth-child({place + 1})").all_inner_texts()
+    assert sorted(cells) == ["0.5"] * 4 + ["\N{EN DASH}"] * 4
     page.close()
 
 
@@ -410,8 +530,9 @@ def test_sweeps_side_by_side(browser: Browser, tmp_path: Path) -> None:
     assert set(names) == {
         f"{s} · {label}, d_sae={width}" for s, width in widths.items() for label in labels
     }
-    edge = page.ask("document.querySelectorAll('#pareto-0 .scatterlayer .js-line').length")
-    assert edge == len(names) + 1  # what they reconstruct is the same: one frontier for both
+    stands = "[...standings(curvesOf(content.runs, state.keys)).values()]"
+    rivals = page.ask(f"{stands}.map(verdict => verdict.rival)")
+    assert {"one", "two"} == {rival.split(" · ")[0] for rival in rivals if rival}
     page.close()
 
 

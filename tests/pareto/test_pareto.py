@@ -1,4 +1,4 @@
-"""The report: frontiers against brute force, files against `result.json`, sweeps of all kinds."""
+"""The report: its tables, files and curves against `result.json`, for sweeps of all kinds."""
 
 import io
 import json
@@ -22,9 +22,10 @@ from rich.console import Console
 from sae_sweeps.config.options import RunConfig
 from sae_sweeps.measures import Column, Measure, Panel, describe
 from sae_sweeps.pareto import curves, similarity
-from sae_sweeps.pareto.frontier import frontier, fvu_at_l0, matched, non_dominated
+from sae_sweeps.pareto.frontier import fvu_at_l0, matched, non_dominated, strict_frontier
 from sae_sweeps.pareto.points import RunPoint, Setting, by_curve, read, settings
 from sae_sweeps.pareto.report import report
+from sae_sweeps.pareto.standing import standings
 from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import Run
 from sae_sweeps.tracking.interface import Summary, TrackedRun, Tracking
@@ -57,7 +58,9 @@ coordinate = st.one_of(
 
 
 @given(st.lists(st.tuples(coordinate, coordinate), max_size=30))
-def test_frontier_equals_brute_force(places: list[tuple[float | None, float | None]]) -> None:
+def test_strict_dominance_equals_brute_force(
+    places: list[tuple[float | None, float | None]],
+) -> None:
     def known(place: tuple[float | None, float | None]) -> bool:
         return all(value is not None and not math.isnan(value) for value in place)
 
@@ -71,15 +74,6 @@ def test_frontier_equals_brute_force(places: list[tuple[float | None, float | No
     assert non_dominated([x for x, _ in places], [y for _, y in places]) == expected
 
 
-def test_frontier_maximises_where_more_is_better(tmp_path: Path) -> None:
-    write_sweep(tmp_path, methods=["topk", "mutual"])
-    found = settings(read(tmp_path).points)
-    least = frontier(found, "fvu")
-    most = frontier(found, "ce_recovered", maximise=True)
-    assert least == most  # since CE recovered falls with FVU in these results
-    assert 0 < len(least) < len(found)
-
-
 def test_every_hook_has_a_frontier_of_its_own(tmp_path: Path) -> None:
     """Activations of one hook may be easier than another's, which is no merit of a method."""
     hooks = ("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
@@ -87,11 +81,14 @@ def test_every_hook_has_a_frontier_of_its_own(tmp_path: Path) -> None:
     found = settings(read(tmp_path).points)
     of_hook = {hook: [s for s in found if f"hook={hook}" in s.curve] for hook in hooks}
     assert [len(own) for own in of_hook.values()] == [8, 8]
-    kept = frontier(found)
+    kept = strict_frontier(found)
     for own in of_hook.values():
-        assert [setting for setting in kept if setting in own] == frontier(own) != []
+        assert [setting for setting in kept if setting in own] == strict_frontier(own) != []
+        of_both = zip(found, standings(found), strict=True)
+        assert [verdict for s, verdict in of_both if s in own] == standings(own)
+    on = sum(v is not None and v.standing == "on" for v in standings(found))
     words = " ".join(printed(tmp_path).split())
-    assert f"Frontiers of L0 and FVU, one for each target: {len(kept)} of 16 settings" in words
+    assert f"Frontiers of L0 and FVU, one for each target: {on} of 16 settings" in words
 
 
 positive = st.floats(0.5, 1e4, allow_subnormal=False)
@@ -259,13 +256,8 @@ def test_csv_reads_back_as_the_very_numbers_of_result_json(tmp_path: Path) -> No
         )
         assert float(row["cost_tokens_per_s"]) == 41943.04
         assert row["evaluation_tokens"] == "65536"
-    best = {
-        point.run
-        for setting in frontier(settings(read(tmp_path).points))
-        for point in setting.points
-    }
-    assert {row["run"] for row in read_back if row["frontier"] == "1"} == best
-    assert all(row["curve_frontier"] == "1" for row in read_back if row["frontier"] == "1")
+    for row in read_back:
+        assert row["frontier"] <= row["strict_frontier"] <= row["curve_frontier"]
 
 
 def test_the_report_of_a_sweep(tmp_path: Path) -> None:
@@ -283,6 +275,7 @@ def test_the_report_of_a_sweep(tmp_path: Path) -> None:
     assert "failed: bad-1: loss became nan at 4,096 tokens" in text
     assert "without a result so far: 1 runs" in text
     assert "token_choice + aux_k" in text and "Frontier of L0 and FVU" in text
+    assert "margin: 1% (one seed)" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "pareto.csv",
         "pareto.png",
@@ -321,7 +314,7 @@ def test_the_picture_shows_every_curve(tmp_path: Path) -> None:
         path = tmp_path / sweep / "pareto.png"
         with Image.open(path) as image:
             assert image.size[0] == 1500 and 450 < image.size[1] < 560
-        assert set(plot.COLOURS[:6]) | {plot.HALO} <= colours(path)
+        assert set(plot.COLOURS[:6]) <= colours(path)
 
 
 def test_without_a_model_there_is_no_word_of_ce(tmp_path: Path) -> None:
@@ -336,7 +329,7 @@ def test_without_a_model_there_is_no_word_of_ce(tmp_path: Path) -> None:
 def test_one_run(tmp_path: Path) -> None:
     write_sweep(tmp_path, ["relu"], ks=[16])
     text = printed(tmp_path)
-    assert "equal L0" not in text and "1 of 1 settings" in text
+    assert "equal L0" not in text and "0 of 1 settings, unopposed 1 (relu: 1)" in text
     assert len(table(tmp_path)) == 1
     assert len(colours(tmp_path / "pareto.png")) > 3
 
@@ -384,7 +377,7 @@ def test_five_hundred_runs(tmp_path: Path) -> None:
     write_sweep(tmp_path, ks=[2**n for n in range(6)], seeds=(0, 1), options=options)
     text = printed(tmp_path)
     assert len(table(tmp_path)) == 504
-    assert "of 252 settings, those on the frontier" in text
+    assert "of 252 settings, those with a mark" in text
     assert len(text.splitlines()) < 200
 
 
@@ -411,9 +404,9 @@ def test_the_tracker_gets_the_rows_of_the_csv_and_the_curves(tmp_path: Path) -> 
     (summary,) = recorder.summaries
     assert summary.sweep == tmp_path.name and summary.folder == tmp_path
     assert summary.picture == tmp_path / "pareto.png" and summary.picture.exists()
-    assert [{key: str(value) for key, value in row.items()} for row in summary.rows] == table(
-        tmp_path
-    )
+    shown = [{key: "" if v is None else str(v) for key, v in r.items()} for r in summary.rows]
+    assert shown == table(tmp_path)
+    assert summary.frontier.startswith("Frontier of L0 and FVU: ")
     assert set(summary.charts) == {"fvu", "ce_recovered", "dead_frac"}
     l0s, fvus = summary.charts["fvu"]["gated"]
     kept = [entry["metrics"] for entry in results.values() if entry["label"] == "gated"]
@@ -604,7 +597,7 @@ def test_figures_from_outside_are_shown_and_absent_where_they_are(tmp_path: Path
         "sane": [0.0, 2.0],
         "logarithmic": True,
     }
-    assert shown["columns"].index("gap") > shown["columns"].index("dead_frac")
+    assert "gap" in shown["columns"] and shown["columns"][-1] == shown["price"] == "dead_frac"
 
 
 def size_of(picture: Path) -> tuple[int, int]:

@@ -16,7 +16,10 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from sae_sweeps.config.options import RunConfig
+from sae_sweeps.pareto.points import RunPoint, Setting
 from sae_sweeps.pareto.report import report
+from sae_sweeps.record.result import Result
 from sae_sweeps.record.run import label as name_of
 from sae_sweeps.tracking.interface import Tracking
 from sae_sweeps.tracking.off import Off
@@ -24,6 +27,7 @@ from tests.support.small import small_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
+MOST_SEEDS = 4
 METHODS = {
     "relu": ("relu", "none", "none", 1.5),
     "gated": ("gated", "none", "none", 1.15),
@@ -158,3 +162,32 @@ def dress(folder: Path) -> None:
         ]
         lines = [json.dumps(row) for row in rows] + ['{"tokens": 20']
         (path.parent / "metrics.jsonl").write_text("\n".join(lines))
+
+
+Curves = Mapping[str, Sequence[tuple[float, Sequence[float]]]]
+"""By curve its settings, as an L0 and each seed's FVU."""
+
+
+def settings_of(curves: Curves, source: int = 0) -> list[Setting]:
+    """Make settings by what matters for the frontier; those of one source can be compared."""
+    tree = base()
+    tree["target_model"]["seed"] = source
+    configs = [RunConfig.of(tree | {"seed": seed}) for seed in range(MOST_SEEDS)]
+    return [
+        Setting(
+            [
+                RunPoint(
+                    run=f"{curve}-{place}-s{seed}",
+                    curve=curve,
+                    setting=f"{curve} {place}",
+                    metrics={"l0": l0, "fvu": fvu},
+                    result=Result(
+                        label=curve, choices={}, config=configs[seed], tokens=1, metrics={}
+                    ),
+                )
+                for seed, fvu in enumerate(fvus)
+            ]
+        )
+        for curve, places in curves.items()
+        for place, (l0, fvus) in enumerate(places)
+    ]

@@ -97,7 +97,7 @@ class Sweep:
         table = [{"run": "s0", "l0": 7.5}, {"run": "s1", "l0": 8.5}]
         lines = {"fvu": {"relu": ([7.5, 8.5], [0.25, 0.125])}}
         picture = self.folder / "pareto.png"
-        summary = Summary(self.folder.name, self.folder, table, lines, picture)
+        summary = Summary(self.folder.name, self.folder, table, "", lines, picture)
         tracking = Wandb(project="saes", entity="lab", mode="offline", tags=[])
         tracking.summarise(summary)
         tracking.close()

@@ -281,7 +281,7 @@ def summary_of(sweep: Path) -> Summary:
         {"run": "b", "k": 8.0, "l0": 7.7, "fvu": 0.1},
     ]
     lines = {"relu": ([3.9, 7.7], [0.2, 0.1]), "gated": ([4.0], [0.15])}
-    return Summary(sweep.name, sweep, table, {"fvu": lines}, sweep / "pareto.png")
+    return Summary(sweep.name, sweep, table, "relu: 1 of 1", {"fvu": lines}, sweep / "pareto.png")
 
 
 def test_summary_of_a_sweep_offline(tmp_path: Path) -> None:
@@ -299,6 +299,7 @@ def test_summary_of_a_sweep_offline(tmp_path: Path) -> None:
         table = fragment.table("runs")
         assert table["columns"] == ["run", "k", "l0", "fvu", "ce_recovered"]
         assert table["data"] == [["a", 4.0, 3.9, 0.2, 0.9], ["b", 8.0, 7.7, 0.1, None]]
+        assert fragment.summary["frontier"] == summary.frontier
         curves = fragment.table("pareto/fvu_table")
         assert sorted(map(tuple, curves["data"])) == [
             (3.9, "relu", 0.2),
@@ -524,7 +525,7 @@ from sae_sweeps.record.run import Run
 CONFIG = RunConfig.of({fabricate.config(0).tree!r})
 folder = Path({str(tmp_path)!r}) / "sweep" / "runs" / "r"
 choices = {{"architecture": "relu", "allocator": "none", "aux_loss": "none"}}
-summary = Summary("sweep", folder.parents[1], [], {{}}, folder)
+summary = Summary("sweep", folder.parents[1], [], "", {{}}, folder)
 for tracking in (Off(), Wandb(project="p", entity=None, mode="disabled", tags=[])):
     mirror = tracking.open(Run("r", "sweep", folder, CONFIG, choices, []))
     mirror.log(Row(1, {{}}))

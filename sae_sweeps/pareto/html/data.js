@@ -1,6 +1,6 @@
 "use strict";
 
-// From runs to settings, curves, frontiers and comparisons; nothing here draws.
+// From runs to settings, curves and comparisons; nothing here draws.
 // A run has `row`, its line of pareto.csv, `options`, texts by name, and two numbers: runs with the
 // same `setting` differ in seeds only, runs with the same `source` reconstruct the same activations.
 
@@ -79,8 +79,8 @@ function nonDominated(points) {
   return kept.map((point) => point[2]);
 }
 
-/** Settings on the frontiers of least L0 and best measure, a list for each source, by rising L0. */
-function frontiers(settings, panel) {
+/** Settings that no other strictly dominates in L0 and a measure, a list for each source, by rising L0. */
+function strictFrontiers(settings, panel) {
   const sign = panel.better === "higher" ? -1 : 1;
   return [...gathered(settings, (setting) => setting.source).values()].map((members) => {
     const points = members.map((s) => [average(s, "l0"), average(s, panel.measure), s]);

@@ -77,8 +77,32 @@ const withSpread = (values, scale) => {
   return values.length ? `${shown(mean(values) * scale)}${end}` : "–";
 };
 
-/** What a point says when the mouse is on it. */
-function hoverText(curve, setting, panel, options, best) {
+/** How points look by their standing in L0 and FVU, in every panel. */
+const LOOKS = {
+  dominated: { size: 6, ring: 0 },
+  unopposed: { size: 7, ring: 1.4, open: true },
+  tie: { size: 8, ring: 0.9, ink: INK },
+  on: { size: 12.5, ring: 1.8, ink: INK },
+};
+
+const percent = (share, digits) => `${shown(100 * share, digits)} %`.replace("-", "−");
+
+/** A gap for people, as −4.7 %; nothing where there is no rival. */
+const gapText = (gap) =>
+  (gap === null ? "" : `${gap > 0 ? "+" : ""}${gap === Infinity ? "∞" : percent(Number(gap.toFixed(3)), 3)}`);
+
+/** How a setting stands, in words. */
+function standingText(verdict) {
+  if (!verdict) return "";
+  const { standing, gap, margin, seeds, rival } = verdict;
+  if (standing === "unopposed") return "unopposed: no other curve comes near this L0";
+  const what = { on: "on the frontier", tie: "tie", dominated: "dominated" }[standing];
+  const about = `margin ${percent(margin, 2)}${seeds === 1 ? ", one seed" : ""}`;
+  return `${what}: FVU ${gapText(gap)} beside ${rival || "the others"} (${about})`;
+}
+
+/** What a point says when the mouse is on it; how it stands, and right beside it at what price. */
+function hoverText(curve, setting, panel, options, frontier) {
   const names = setting.runs.map((run) => run.row.run);
   const seeds = names.length > 1 ? `${names.length} seeds, ${names[0]} …` : names[0];
   const lines = [
@@ -88,7 +112,10 @@ function hoverText(curve, setting, panel, options, best) {
     `${plain(panel.title)} ${withSpread(valuesOf(setting, panel.measure), panel.scale)}`,
     ...options.map((key) => `${plain(key)}: ${plain(setting.options[key])}`),
   ];
-  if (panel.ranked) lines.push(best.has(setting) ? "on the frontier" : "dominated");
+  const stands = standingText(frontier.verdicts.get(setting));
+  if (stands) lines.push(plain(stands));
+  const price = frontier.price;
+  if (price && price !== panel) lines.push(`${plain(price.title)} ${withSpread(valuesOf(setting, price.measure), price.scale)}`);
   return lines.join("<br>");
 }
 
@@ -103,25 +130,26 @@ const bars = (settings, measure, scale) => {
   };
 };
 
-/** A curve of one panel: filled where no setting of any curve is better, else hollow. */
-function curveTraces(curve, style, panel, options, best) {
+/** A curve of one panel, its points by how they stand. */
+function curveTraces(curve, style, panel, options, frontier) {
   const known = curve.settings.filter(
     (s) => average(s, "l0") > 0 && average(s, panel.measure) !== null,
   );
+  const looks = known.map((setting) => LOOKS[frontier.verdicts.get(setting)?.standing ?? "dominated"]);
   const x = known.map((setting) => average(setting, "l0"));
   const y = known.map((setting) => average(setting, panel.measure) * panel.scale);
-  const hollow = known.map((setting) => panel.ranked && !best.has(setting));
   const points = {
     x, y, type: "scatter", mode: "markers", name: plain(curve.name), hoverinfo: "text",
-    hovertext: known.map((s) => hoverText(curve, s, panel, options, best)),
+    hovertext: known.map((s) => hoverText(curve, s, panel, options, frontier)),
     error_x: { ...bars(known, "l0", 1), color: style.colour },
     error_y: { ...bars(known, panel.measure, panel.scale), color: style.colour },
     marker: {
-      color: style.colour, size: 9, line: { width: 1.5, color: style.colour },
-      symbol: hollow.map((open) => style.symbol + (open ? "-open" : "")),
+      color: style.colour, opacity: 1, size: looks.map((look) => look.size),
+      line: { width: looks.map((look) => look.ring), color: looks.map((look) => look.ink ?? style.colour) },
+      symbol: looks.map((look) => style.symbol + (look.open ? "-open" : "")),
     },
   };
-  const joined = isFamily(curve) ? known : frontiers(known, panel).flat();
+  const joined = isFamily(curve) ? known : strictFrontiers(known, panel).flat();
   const line = {
     x: joined.map((setting) => average(setting, "l0")),
     y: joined.map((setting) => average(setting, panel.measure) * panel.scale),
@@ -131,20 +159,11 @@ function curveTraces(curve, style, panel, options, best) {
   return [line, points];
 }
 
-/** One panel: a measure over L0. */
-function paretoFigure(curves, styles, panel, options, axes) {
+/** One panel: a measure over L0. `frontier` has the verdicts, and the panel of the price. */
+function paretoFigure(curves, styles, panel, options, axes, frontier) {
   const settings = curves.flatMap((curve) => curve.settings);
-  const edges = panel.ranked ? frontiers(settings, panel) : [];
-  const best = new Set(edges.flat());
-  const steps = edges.map((edge) => ({
-    x: edge.map((setting) => average(setting, "l0")),
-    y: edge.map((setting) => average(setting, panel.measure) * panel.scale),
-    type: "scatter", mode: "lines", hoverinfo: "skip", name: "frontier",
-    line: { color: "#f2c94c", width: 6, shape: "hv" }, opacity: 0.55,
-  }));
-  const traces = curves.flatMap((curve) =>
-    curveTraces(curve, styles.get(curve.name), panel, options, best),
-  );
+  const drawn = curves.map((curve) => curveTraces(curve, styles.get(curve.name), panel, options, frontier));
+  const traces = [...drawn.map(([line]) => line), ...drawn.map(([, points]) => points)];
   const l0s = settings.map((setting) => average(setting, "l0")).filter((l0) => l0 !== null);
   const values = settings.flatMap((setting) => valuesOf(setting, panel.measure));
   const logarithmic = panel.logarithmic && axes.y && Math.min(...values) > 0;
@@ -156,7 +175,7 @@ function paretoFigure(curves, styles, panel, options, axes) {
     ...(insane.length ? [`${insane.length} outside`] : []),
   ];
   const title = `<b>${plain(panel.title)}</b>${told.length ? `  (${told.join("; ")})` : ""}`;
-  return { traces: [...steps, ...traces], layout: layout(title, l0Axis(l0s, axes.x), yaxis) };
+  return { traces, layout: layout(title, l0Axis(l0s, axes.x), yaxis) };
 }
 
 /** A range for the values that make sense: runs that diverged may not squeeze the others. */

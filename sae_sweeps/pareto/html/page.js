@@ -193,10 +193,17 @@ function costs(curves) {
   );
 }
 
-function runTable(runs) {
+/** Of the runs shown; beside how a run's setting stands is its price, dead latents. */
+function runTable(runs, verdicts) {
   const measured = content.columns.filter((column) => runs.some((run) => run.row[column] !== undefined));
-  const columns = [...content.options.filter((key) => key !== "k" && key !== "seed"), "k", "seed", ...measured];
-  const valueOf = (run, column) => run.row[column] ?? run.options[column];
+  measured.sort((a, b) => (b === content.price) - (a === content.price));
+  const named = content.options.filter((key) => key !== "k" && key !== "seed");
+  const columns = [...named, "k", "seed", "standing", "gap, %", ...measured, "tokens/s"];
+  const stands = new Map([...verdicts].flatMap(([{ runs: members }, { standing, gap }]) => members.map((run) =>
+    [run, { standing, "gap, %": Number.isFinite(gap) ? 100 * gap : null }])));
+  const cells = new Map(runs.map((run) =>
+    [run, { ...run.options, ...run.row, ...stands.get(run), "tokens/s": run.row.cost_tokens_per_s }]));
+  const valueOf = (run, column) => cells.get(run)[column];
   const { column: by, falling } = state.sorted;
   const order = by === null ? runs : [...runs].sort((a, b) => {
     const [left, right] = [valueOf(a, by), valueOf(b, by)];
@@ -209,7 +216,7 @@ function runTable(runs) {
     const button = make("button", { type: "button" }, column + arrow);
     button.addEventListener("click", () => {
       state.sorted = { column, falling: by === column && !falling };
-      runTable(runs);
+      runTable(runs, verdicts);
     });
     return make("th", { scope: "col" }, button);
   });
@@ -277,11 +284,13 @@ function draw() {
   place("count").textContent = `${seen.length} of ${content.runs.length} runs are shown`;
   legend(all, styles);
   const told = content.options.filter((key) => key !== "curve" && key !== "seed");
+  const price = content.panels.find((panel) => panel.measure === content.price);
+  const frontier = { verdicts: standings(curves), price };
   const drawn = content.panels.map((panel, index) =>
-    figureIn(`pareto-${index}`, paretoFigure(curves, styles, panel, told, state.axes)));
+    figureIn(`pareto-${index}`, paretoFigure(curves, styles, panel, told, state.axes, frontier)));
   comparisons(curves);
   costs(curves);
-  runTable(seen);
+  runTable(seen, frontier.verdicts);
   return Promise.all([...drawn, ...distributions(curves, styles)]);
 }
 

@@ -112,7 +112,7 @@ def _drawn(folder: Path) -> list[tuple[Measure, Panel]]:
 def _sections(ws: Any, drawn: Sequence[tuple[Measure, Panel]]) -> Sequence[Any]:
     wr: Any = importlib.import_module("wandb_workspaces.reports.v2")
     l0 = wr.SummaryMetric("final/l0")
-    frontiers = [
+    scatters = [
         wr.ScatterPlot(
             title=f"L0 against {measure.name}",
             x=l0,
@@ -136,14 +136,14 @@ def _sections(ws: Any, drawn: Sequence[tuple[Measure, Panel]]) -> Sequence[Any]:
         if curve.mirrored
     ]
     return [
-        ws.Section(name="Pareto curves", panels=frontiers, is_open=True),
+        ws.Section(name="Pareto curves", panels=scatters, is_open=True),
         ws.Section(name="Means over seeds", panels=_of_the_summary(wr, drawn), is_open=True),
         ws.Section(name="Training", panels=lines, is_open=True),
     ]
 
 
 def _how(measure: Measure, panel: Panel) -> dict[str, bool]:
-    """Tell how it is drawn; the running extremum is the frontier of all runs."""
+    """Tell how it is drawn; the running extremum is the best of the runs up to each L0."""
     logarithmic = {"log_y": True} if panel.logarithmic else {}
     if not measure.ranked:
         return logarithmic

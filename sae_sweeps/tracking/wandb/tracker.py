@@ -116,6 +116,7 @@ def _log_report(summary: Summary, run: Any) -> None:
     logged: dict[str, Any] = {
         "runs": wandb.Table(columns=columns, data=data, allow_mixed_types=True),
         "pareto": wandb.Image(str(summary.picture)),
+        "frontier": summary.frontier,
     }
     for name, lines in summary.charts.items():
         xs, ys = zip(*lines.values(), strict=True)
