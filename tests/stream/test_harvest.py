@@ -178,8 +178,11 @@ def test_streams_are_those_of_each_hook_alone(
         assert_same_streams(configs, harvest, pool)
 
 
-def test_streams_may_be_centred(base: RunConfig, folder: Path) -> None:
-    configs = [config_of(base, model(folder, hook), centre=True) for hook in POST[:2]]
+@pytest.mark.parametrize("given", [{"centre": False}, {"skip_first": 2, "max_norm": 1.2}])
+def test_streams_may_be_as_they_come_or_leave_tokens_out(
+    given: dict[str, Any], base: RunConfig, folder: Path
+) -> None:
+    configs = [config_of(base, model(folder, hook), **given) for hook in POST[:2]]
     with ThreadPoolExecutor(2) as pool:
         assert_same_streams(configs, Harvest(configs, CPU, pool), pool)
 
@@ -608,7 +611,8 @@ OTHER = (
     *(("target_model.rows_per_forward", 9), ("target_model._target_", "else.Else")),
     *(("data.context", 9), ("data.train", 9), ("data._target_", "else.Else")),
     *(("stream.seed", 9), ("stream.batch_tokens", 9), ("stream.chunk_tokens", 9)),
-    *(("stream.calibration_tokens", 9), ("stream.repeat", False), ("stream.centre", True)),
+    *(("stream.calibration_tokens", 9), ("stream.repeat", False), ("stream.centre", False)),
+    *(("stream.special_tokens", True), ("stream.skip_first", 1), ("stream.max_norm", 9.0)),
 )
 
 
