@@ -1,0 +1,72 @@
+"""How good our SAEs are, beside peers' own trainers: python -m tests.benchmarks.quality.
+
+Each training is a process with one thread, `--jobs` of them at a time. Its row is kept at once in
+results/quality.json, so that the same command goes on where it was interrupted;
+results/quality.md is the table of what there is. After our defaults or code changed,
+`--only ours --anew` trains ours once more and keeps the peers' rows. `--report` trains nothing.
+
+To see what options would do, before they are defaults:
+
+    python -m tests.benchmarks.quality --try NAME optimizer.lr=4e-3 training.gradient_clip_norm=0.01
+        [--methods token mutual] [--k 32] [--seeds 0 1] [--sets embedded] [--jobs 2] [--anew]
+
+trains ours with these words of the command line, and by default where results lack that row, and
+prints both at equal L0, beside the best peer's. Rows of trials lie in the folder `--home`; `--anew`
+forgets them, as is needed when code has changed.
+"""
+
+import argparse
+from pathlib import Path
+
+from tests.benchmarks import engine_environments as environments
+from tests.benchmarks import quality_sets, quality_try
+from tests.benchmarks.quality_cases import KS, METHODS, OURS
+from tests.benchmarks.quality_rows import Bench, Rows
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=[OURS, "peers"], help="leave out the others")
+    parser.add_argument("--anew", action="store_true", help="forget rows of ours first")
+    parser.add_argument("--report", action="store_true", help="only write the table")
+    parser.add_argument("--sets", nargs="+", choices=quality_sets.SETS, default=[*quality_sets.SETS])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--try", nargs="+", metavar=("NAME", "OPTION=VALUE"), dest="trial")
+    parser.add_argument("--k", nargs="+", type=int, default=[*KS], help="of --try")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of --try")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--home", type=Path, default=environments.default_folder() / "quality")
+    parser.add_argument("--peers", type=Path, help="an interpreter that has the peers already")
+    parser.add_argument("--environments", type=Path, default=environments.default_folder())
+    return parser.parse_args(arguments)
+
+
+def tried(given: argparse.Namespace, rows: Rows) -> None:
+    """Train and print a trial."""
+    name, *words = given.trial
+    trial = quality_try.Trial(name, tuple(words), given.sets, given.methods, given.k, given.seeds)
+    own = Rows(given.home / "tried.json", behind=rows)
+    if given.anew:
+        own.forget(lambda key: True)
+    bench = Bench(own, given.home, given.peers)
+    quality_try.trained(trial, bench.train, given.jobs)
+    print("\n".join(quality_try.table(trial, bench.train, {})))
+
+
+def main() -> None:
+    """Train what lacks, and write the table."""
+    given = parsed()
+    rows = Rows(RESULTS / "quality.json")
+    for name in given.sets:
+        quality_sets.made(given.home, name)
+    if given.trial:
+        tried(given, rows)
+
+
+if __name__ == "__main__":
+    main()
