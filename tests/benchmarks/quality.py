@@ -16,12 +16,15 @@ forgets them, as is needed when code has changed.
 """
 
 import argparse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.benchmarks import engine_environments as environments
-from tests.benchmarks import quality_sets, quality_try
-from tests.benchmarks.quality_cases import KS, METHODS, OURS
-from tests.benchmarks.quality_rows import Bench, Rows
+from tests.benchmarks import quality_report, quality_sets, quality_try
+from tests.benchmarks.quality_cases import KS, METHODS, OURS, PEERS, ours
+from tests.benchmarks.quality_rows import Bench, Rows, Train
+from tests.benchmarks.quality_study import Failed, Study
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,26 +49,64 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def tried(given: argparse.Namespace, rows: Rows) -> None:
+def studies(given: argparse.Namespace, train: Train) -> Iterator[Study]:
+    """What is asked for, in the order in which it is begun."""
+    contenders = {OURS: ours(), "peers": list(PEERS)}
+    for place in given.sets:
+        for side in [given.only] if given.only else ["peers", OURS]:
+            for contender in contenders[side]:
+                if contender.method in given.methods:
+                    yield Study(place, contender, train)
+
+
+def carried_out(study: Study) -> None:
+    """Train all that a study asks for; one that fails leaves a row that says why."""
+    try:
+        if study.contender.name == OURS:
+            study.levels(None)
+        study.levels(study.best_rate())
+    except Failed as error:
+        print(f"{study.set}/{study.contender.name}/{study.contender.method}: {error}")
+
+
+def tried(given: argparse.Namespace, rows: Rows, bench: Bench) -> None:
     """Train and print a trial."""
     name, *words = given.trial
     trial = quality_try.Trial(name, tuple(words), given.sets, given.methods, given.k, given.seeds)
-    own = Rows(given.home / "tried.json", behind=rows)
     if given.anew:
-        own.forget(lambda key: True)
-    bench = Bench(own, given.home, given.peers)
+        bench.rows.forget(lambda key: True)
     quality_try.trained(trial, bench.train, given.jobs)
-    print("\n".join(quality_try.table(trial, bench.train, {})))
+    peers = {
+        (place, method, k): fvu
+        for place in given.sets
+        for method in given.methods
+        for k, fvu in quality_report.best_peer(rows, place, method).items()
+    }
+    print("\n".join(quality_try.table(trial, bench.train, peers)))
 
 
 def main() -> None:
     """Train what lacks, and write the table."""
     given = parsed()
     rows = Rows(RESULTS / "quality.json")
-    for name in given.sets:
-        quality_sets.made(given.home, name)
-    if given.trial:
-        tried(given, rows)
+    if not given.report:
+        python, trouble = given.peers, None
+        if python is None and given.only != OURS and not given.trial:
+            python, trouble = environments.made(given.environments)
+        if trouble:
+            raise SystemExit(f"the peers' environment: {trouble}")
+        sets = {name: quality_sets.made(given.home, name) for name in given.sets}
+        places = {name: made.facts(given.home) for name, made in sets.items()}
+        own = Rows(given.home / "tried.json", behind=rows) if given.trial else rows
+        bench = Bench(own, given.home, python, places)
+        if given.trial:
+            tried(given, rows, bench)
+            return
+        if given.anew:
+            rows.forget(lambda key: f"/{OURS}/" in key)
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(carried_out, studies(given, bench.train)))
+    (RESULTS / "quality.md").write_text(quality_report.table(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Who is compared in `quality`, and what one of its trainings is."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 OURS = "ours"
@@ -45,10 +45,6 @@ class Case:
         head = f"{self.set}/{self.contender}/{self.method}"
         return " ".join([head, f"dial={self.dial:.4g}", f"lr={lr}", f"s{self.seed}", *self.words])
 
-    def at(self, dial: float) -> "Case":
-        """The same with another dial, rounded so that it can be written down."""
-        return replace(self, dial=float(f"{dial:.3g}"))
-
     def as_json(self) -> dict[str, Any]:
         """Give it as plain data."""
         return asdict(self)
@@ -66,6 +62,8 @@ class Contender:
     """`fixed`: L0 is what is asked for; `k`: about so; `coefficient`: a penalty's weight"""
     first: float = 1.0
     """the coefficient that is tried first for an L0 of 32"""
+    whole: bool = False
+    """whether dials are whole numbers"""
 
     def start(self, k: float) -> float:
         """The dial that is tried first."""
@@ -83,13 +81,13 @@ PEERS = (
     Contender("sparsify", "token", 1e-2, "fixed"),
     Contender("sparsify_adam", "token", 1e-3, "fixed"),
     Contender("saelens", "mutual", 1e-3),
-    Contender("dictionary_learning", "mutual", 1e-3),
-    Contender("saelens", "relu", 1e-3, "coefficient", 1.0),
+    Contender("dictionary_learning", "mutual", 1e-3, whole=True),
+    Contender("saelens", "relu", 1e-3, "coefficient", 5.0),
     Contender("dictionary_learning", "relu", 1e-3, "coefficient", 0.05),
     Contender("dictionary_learning_april", "relu", 1e-3, "coefficient", 0.05),
-    Contender("saelens", "gated", 1e-3, "coefficient", 1.0),
+    Contender("saelens", "gated", 1e-3, "coefficient", 5.0),
     Contender("dictionary_learning", "gated", 1e-3, "coefficient", 0.05),
-    Contender("saelens", "jumprelu", 1e-3, "coefficient", 0.3),
+    Contender("saelens", "jumprelu", 1e-3, "coefficient", 1.0),
     Contender("dictionary_learning", "jumprelu", 1e-3),
 )
 

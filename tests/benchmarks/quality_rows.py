@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -70,6 +70,8 @@ class Bench:
     home: Path
     python: Path
     """an interpreter with the peers"""
+    places: Mapping[str, Mapping[str, Any]]
+    """by set, what a peer is told of it"""
     tell: Callable[[str], None] = field(default=print)
 
     def train(self, case: Case) -> Row:
@@ -103,7 +105,7 @@ class Bench:
             return {"error": last_words(log)}
 
     def _command(self, case: Case) -> list[str]:
-        given = json.dumps(case.as_json() | {"home": str(self.home)})
+        given = case.as_json() | {"home": str(self.home)} | self.places[case.set]
         if case.contender == OURS:
-            return [sys.executable, "-m", "tests.benchmarks.quality_ours", given]
-        return [str(self.python), str(PEERS), given]
+            return [sys.executable, "-m", "tests.benchmarks.quality_ours", json.dumps(given)]
+        return [str(self.python), str(PEERS), json.dumps(given)]

@@ -65,11 +65,16 @@ def matched(points: Sequence[Point], k: float, slope: float | None = None) -> fl
         if low.l0 == high.l0:
             return low.fvu
         return low.fvu * (k / low.l0) ** _slope(low, high)
-    nearest, *others = sorted(points, key=lambda point: abs(math.log(point.l0 / k)))
+    best, *others = sorted(points, key=lambda point: abs(math.log(point.l0 / k)))
     if slope is None:
-        apart = [other for other in others if other.l0 != nearest.l0]
-        slope = _slope(nearest, apart[0]) if apart else USUAL_SLOPE
-    return nearest.fvu * (k / nearest.l0) ** slope
+        apart = [other for other in others if other.l0 != best.l0]
+        slope = _slope(best, apart[0]) if apart else USUAL_SLOPE
+    return best.fvu * (k / best.l0) ** slope
+
+
+def nearest(points: Sequence[Point], k: float) -> Point:
+    """The point whose L0 is nearest to `k`."""
+    return min(points, key=lambda point: abs(math.log(point.l0 / k)))
 
 
 def _slope(one: Point, other: Point) -> float:
@@ -115,20 +120,22 @@ def reached(
     return points
 
 
-def next_dial(points: Sequence[Point], k: float, power: float, whole: bool = False) -> float:
-    """Where L0 should be `k`; from one side of it, slightly beyond it."""
-    nearest = min(points, key=lambda point: abs(math.log(point.l0 / k)))
+def next_dial(
+    points: Sequence[Point], k: float, power: float, whole: bool = False, exactly: bool = False
+) -> float:
+    """Where L0 should be `k`; from one side of it, slightly beyond it unless `exactly`."""
+    best = nearest(points, k)
     low, high = _around(points, k)
+    beyond = 1.0
     if low and high:
-        power, aim = _power(low, high, power), k
+        power = _power(low, high, power)
     else:
-        others = [point for point in points if point is not nearest]
-        if others:
-            other = min(others, key=lambda point: abs(math.log(point.l0 / k)))
-            power = _power(nearest, other, power)
-        aim = k * (1 + NEAR / 4) if nearest.l0 < k else k * (1 - NEAR / 4)
-    step = math.log(aim / nearest.l0) / power
-    dial = nearest.dial * math.exp(max(-2.0, min(2.0, step)))
+        if others := [point for point in points if point is not best]:
+            power = _power(best, nearest(others, k), power)
+        if not exactly:
+            beyond = 1 + NEAR / 4 if best.l0 < k else 1 - NEAR / 4
+    step = math.log(k * beyond / best.l0) / power
+    dial = best.dial * math.exp(max(-2.0, min(2.0, step)))
     return float(round(dial)) if whole else float(f"{dial:.3g}")
 
 

@@ -1,9 +1,9 @@
 """The two sets of activations on which `quality` compares SAEs, made once.
 
 `embedded`: the embedded model's at `blocks.1.hook_resid_post`, without BOS, as runs see them; 1,024
-latents. `synthetic`: sums of 6,000 sparse directions in 256 dimensions, 40 a token on average, as
-frequent as Zipf's law of exponent 1 with shift 8 says, in groups of eight that fire together
-(correlation 0.5), with magnitudes of a heavy tail (sigma 0.8), an offset and noise; 2,048 latents,
+latents. `synthetic`: sums of 6,000 sparse directions in 256 dimensions, 30 a token on average, as
+frequent as Zipf's law of exponent 1.1 with shift 8 says, in groups of eight that fire together
+(correlation 0.5), with magnitudes of a heavy tail (sigma 1), an offset and noise; 2,048 latents,
 hence fewer than there are directions.
 
 A set is two files of unscaled float32 activations, [tokens, d_in]: `train.npy` in the order in
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,11 @@ class ActivationSet:
         """The file of held-out tokens."""
         return self.folder(home) / "held_out.npy"
 
+    def facts(self, home: Path) -> dict[str, Any]:
+        """What a peer is told."""
+        files = {"train": str(self.train(home)), "held_out": str(self.held(home))}
+        return files | {"batch": self.batch, "d_in": self.d_in, "d_sae": self.d_sae}
+
 
 SETS = {
     "embedded": ActivationSet(
@@ -59,8 +65,8 @@ SETS = {
         *("synthetic", 614_400, 2048, 256, 2048),
         (
             *("target_model=synthetic", "target_model.d_in=256", "target_model.features=6000"),
-            *("target_model.l0=40", "target_model.exponent=1", "target_model.shift=8"),
-            *("target_model.magnitude_sigma=0.8", "target_model.correlation=0.5"),
+            *("target_model.l0=30", "target_model.exponent=1.1", "target_model.shift=8"),
+            *("target_model.magnitude_sigma=1", "target_model.correlation=0.5"),
             *("target_model.offset=4", "target_model.noise=1"),
             *("target_model.train_tokens=614400", "target_model.held_out_tokens=32768"),
         ),

@@ -1,23 +1,27 @@
 """What is trained of a contender in `quality`, and what comes of it.
 
-A study asks for rows, one after another: with `Bench.train` they are trained for, with `Rows.row`
+A study asks for rows, one after another. With `Bench.train` they are trained for; with `Rows.row`
 it tells from kept rows alone what it came to, or raises Missing.
 """
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field
 
-from tests.benchmarks.quality_cases import KS, OURS, SEEDS, SWEPT_K, Case, Contender
+from tests.benchmarks.quality_cases import KS, SEEDS, SWEPT_K, Case, Contender
 from tests.benchmarks.quality_rows import Row, Train
 from tests.benchmarks.quality_search import (
-    NEAR,
     Point,
     best_rate,
+    curve_slope,
     matched,
+    nearest,
     next_dial,
     reached,
 )
+
+
+class Failed(Exception):
+    """A contender of which a training failed; what was wrong."""
 
 
 @dataclass(frozen=True)
@@ -26,83 +30,82 @@ class Level:
 
     fvu: float
     """at L0 = k"""
-    l0: float
-    """of the training nearest to k, as are the rest"""
-    dead_frac: float
-    cpu_s: float
-    points: tuple[Point, ...] = ()
+    row: Row
+    """of the training whose L0 is nearest to k"""
 
 
-class Failed(Exception):
-    """A contender of which a training failed."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class Study:
-    """A contender on a set; ours by default, or at its best learning rate."""
+    """A contender on a set."""
 
     set: str
     contender: Contender
     train: Train
-    default_rate: bool = False
+    dials: dict[int, float] = field(default_factory=dict[int, float])
+    """by k, where L0 should be k by what is known from trainings so far"""
 
-    def best(self) -> float | None:
-        """The learning rate of the lowest FVU at L0 32, one seed; None: the default."""
-        if self.default_rate:
+    def best_rate(self) -> float:
+        """The learning rate of the lowest FVU at L0 32, one seed; Failed where there is none."""
+        errors: list[Failed] = []
+
+        def fvu(rate: float) -> float:
+            try:
+                return matched(self.points(rate, SWEPT_K, SEEDS[0]), SWEPT_K)
+            except Failed as error:
+                errors.append(error)
+                return math.inf
+
+        rate = best_rate(fvu, self.contender.lr)
+        if math.isinf(fvu(rate)):
+            raise errors[0]
+        return rate
+
+    def levels(self, rate: float | None) -> dict[int, list[Level]]:
+        """By k, a level for each seed, at a learning rate or by default; Failed if one fails."""
+        first = {k: self.points(rate, k, SEEDS[0]) for k in KS}
+        curve = {float(k): nearest(points, k) for k, points in first.items()}
+        found: dict[int, list[Level]] = {}
+        for k in KS:
+            slope = curve_slope(curve, k)
+            points = [first[k], *(self.points(rate, k, seed) for seed in SEEDS[1:])]
+            found[k] = [
+                Level(matched(own, k, slope), self.row(rate, seed, nearest(own, k).dial))
+                for seed, own in zip(SEEDS, points, strict=True)
+            ]
+        return found
+
+    def points(self, rate: float | None, k: int, seed: int) -> list[Point]:
+        """Trainings around L0 = k; raises Failed where the first one failed."""
+        errors: list[str] = []
+
+        def train(dial: float) -> Point | None:
+            row = self.row(rate, seed, dial)
+            if "error" not in row and row["l0"] > 0 and math.isfinite(row["fvu"]):
+                return Point(dial, row["l0"], row["fvu"])
+            errors.append(row.get("error", "no latent is active"))
             return None
-        return best_rate(self._fvu, self.contender.lr)
 
-    def levels(self, rate: float | None, k: int) -> list[Level]:
-        """A level for each seed; the first one's dials serve the others.
-
-        Raises:
-            Failed: with what was wrong.
-        """
-        levels = [self.level(rate, k, SEEDS[0])]
-        for seed in SEEDS[1:]:
-            levels.append(self.level(rate, k, seed, levels[0].points))
-        return levels
-
-    def level(
-        self, rate: float | None, k: int, seed: int, known: tuple[Point, ...] = ()
-    ) -> Level:
-        """Train around L0 = k; `known` are the points of another seed."""
-        rows: dict[float, Row] = {}
-        train = partial(self._point, rate, seed, rows)
         them = self.contender
         if them.dial == "fixed":
             points = [point] if (point := train(float(k))) else []
         else:
-            first = self._first(k, known) or them.start(k)
-            points = reached(train, k, first, them.power, them.whole)
+            points = reached(train, k, self._first(k), them.power, them.whole)
         if not points:
-            raise Failed(next(iter(rows.values())).get("error", "no latent is active"))
-        nearest = min(points, key=lambda point: abs(math.log(point.l0 / k)))
-        row = rows[nearest.dial]
-        fvu = matched(points, k, _slope_of(known, k))
-        return Level(fvu, row["l0"], row["dead_frac"], row["cpu_s"], tuple(points))
+            raise Failed(errors[0])
+        self.dials[k] = next_dial(points, k, them.power, them.whole, exactly=True)
+        return points
 
-    def _first(self, k: int, known: tuple[Point, ...]) -> float | None:
-        """Of known points, or of what this contender needed at another learning rate."""
-        if not known:
-            return None
-        near = [point for point in known if abs(point.l0 / k - 1) <= NEAR]
-        if len(near) == 1 or not near:
-            return min(known, key=lambda point: abs(math.log(point.l0 / k))).dial
-        return next_dial(near, k, self.contender.power, self.contender.whole)
+    def _first(self, k: int) -> float:
+        """The dial that is tried first."""
+        them = self.contender
+        if k in self.dials:
+            return self.dials[k]
+        if them.dial == "k" or not self.dials:
+            return them.start(k)
+        other = min(self.dials, key=lambda known: abs(math.log(known / k)))
+        return float(f"{self.dials[other] * (k / other) ** (1 / them.power):.3g}")
 
-    def _fvu(self, rate: float) -> float:
-        try:
-            level = self.level(rate, SWEPT_K, SEEDS[0])
-        except Failed:
-            return math.inf
-        return level.fvu
-
-    def _point(
-        self, rate: float | None, seed: int, rows: dict[float, Row], dial: float
-    ) -> Point | None:
-        case = Case(self.set, self.contender.name, self.contender.method, seed, dial, rate)
-        row = rows[dial] = self.train(case)
-        if "error" in row or not math.isfinite(row["fvu"]):
-            return None
-        return Point(dial, row["l0"], row["fvu"])
+    def row(self, rate: float | None, seed: int, dial: float) -> Row:
+        """The row of one training."""
+        them = self.contender
+        return self.train(Case(self.set, them.name, them.method, seed, dial, rate))
