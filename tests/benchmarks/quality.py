@@ -16,6 +16,7 @@ forgets them, as is needed when code has changed.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 from tests.benchmarks import engine_environments as environments
 from tests.benchmarks import quality_report, quality_sets, quality_try
 from tests.benchmarks.quality_cases import KS, METHODS, OURS, PEERS, ours
-from tests.benchmarks.quality_rows import Bench, Rows, Train
+from tests.benchmarks.quality_rows import Bench, Rows, Train, say
 from tests.benchmarks.quality_study import Failed, Study
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,7 +38,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=[OURS, "peers"], help="leave out the others")
     parser.add_argument("--anew", action="store_true", help="forget rows of ours first")
     parser.add_argument("--report", action="store_true", help="only write the table")
-    parser.add_argument("--sets", nargs="+", choices=quality_sets.SETS, default=[*quality_sets.SETS])
+    parser.add_argument(
+        "--sets", nargs="+", choices=quality_sets.SETS, default=[*quality_sets.SETS]
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--try", nargs="+", metavar=("NAME", "OPTION=VALUE"), dest="trial")
     parser.add_argument("--k", nargs="+", type=int, default=[*KS], help="of --try")
@@ -66,7 +69,7 @@ def carried_out(study: Study) -> None:
             study.levels(None)
         study.levels(study.best_rate())
     except Failed as error:
-        print(f"{study.set}/{study.contender.name}/{study.contender.method}: {error}")
+        say(f"{study.set}/{study.contender.name}/{study.contender.method}: {error}")
 
 
 def tried(given: argparse.Namespace, rows: Rows, bench: Bench) -> None:
@@ -74,7 +77,7 @@ def tried(given: argparse.Namespace, rows: Rows, bench: Bench) -> None:
     name, *words = given.trial
     trial = quality_try.Trial(name, tuple(words), given.sets, given.methods, given.k, given.seeds)
     if given.anew:
-        bench.rows.forget(lambda key: True)
+        bench.rows.forget(bool)
     quality_try.trained(trial, bench.train, given.jobs)
     peers = {
         (place, method, k): fvu
@@ -82,7 +85,19 @@ def tried(given: argparse.Namespace, rows: Rows, bench: Bench) -> None:
         for method in given.methods
         for k, fvu in quality_report.best_peer(rows, place, method).items()
     }
-    print("\n".join(quality_try.table(trial, bench.train, peers)))
+    say("\n".join(quality_try.table(trial, bench.train, peers)))
+
+
+def interpreter(given: argparse.Namespace) -> Path:
+    """One with the peers, or ours where none of them is trained."""
+    if given.only == OURS or given.trial:
+        return Path(sys.executable)
+    if given.peers:
+        return given.peers
+    python, trouble = environments.made(given.environments)
+    if trouble:
+        raise SystemExit(f"the peers' environment: {trouble}")
+    return python
 
 
 def main() -> None:
@@ -90,11 +105,7 @@ def main() -> None:
     given = parsed()
     rows = Rows(RESULTS / "quality.json")
     if not given.report:
-        python, trouble = given.peers, None
-        if python is None and given.only != OURS and not given.trial:
-            python, trouble = environments.made(given.environments)
-        if trouble:
-            raise SystemExit(f"the peers' environment: {trouble}")
+        python = interpreter(given)
         sets = {name: quality_sets.made(given.home, name) for name in given.sets}
         places = {name: made.facts(given.home) for name, made in sets.items()}
         own = Rows(given.home / "tried.json", behind=rows) if given.trial else rows

@@ -82,13 +82,13 @@ PEERS = (
     Contender("sparsify_adam", "token", 1e-3, "fixed"),
     Contender("saelens", "mutual", 1e-3),
     Contender("dictionary_learning", "mutual", 1e-3, whole=True),
-    Contender("saelens", "relu", 1e-3, "coefficient", 5.0),
-    Contender("dictionary_learning", "relu", 1e-3, "coefficient", 0.05),
-    Contender("dictionary_learning_april", "relu", 1e-3, "coefficient", 0.05),
-    Contender("saelens", "gated", 1e-3, "coefficient", 5.0),
-    Contender("dictionary_learning", "gated", 1e-3, "coefficient", 0.05),
-    Contender("saelens", "jumprelu", 1e-3, "coefficient", 1.0),
-    Contender("dictionary_learning", "jumprelu", 1e-3),
+    Contender("saelens", "relu", 2e-3, "coefficient", 5.0),
+    Contender("dictionary_learning", "relu", 2e-3, "coefficient", 0.05),
+    Contender("dictionary_learning_april", "relu", 2e-3, "coefficient", 0.05),
+    Contender("saelens", "gated", 2e-3, "coefficient", 5.0),
+    Contender("dictionary_learning", "gated", 2e-3, "coefficient", 0.05),
+    Contender("saelens", "jumprelu", 2e-3, "coefficient", 1.0),
+    Contender("dictionary_learning", "jumprelu", 2e-3),
 )
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def saelens(case: dict[str, Any], data: Data) -> Found:
 def dictionary_learning(case: dict[str, Any], data: Data) -> Found:
     """`trainSAE`."""
     without_nnsight()
-    from dictionary_learning import dictionary, trainers  # pyright: ignore
+    from dictionary_learning import dictionary  # pyright: ignore
     from dictionary_learning.trainers import batch_top_k, gdm, jumprelu, standard, top_k  # pyright: ignore
     from dictionary_learning.training import trainSAE  # pyright: ignore
 
@@ -148,7 +149,7 @@ def dictionary_learning(case: dict[str, Any], data: Data) -> Found:
     torch.manual_seed(case["seed"])  # one of the trainers does not
     wanted = {"trainer": trainer, **lengths, **places, **sizes, **given}
     batches = data.batches()
-    spent = timed(lambda: trainSAE(batches, [wanted], steps=data.steps, device="cpu"))
+    spent = timed(partial(trainSAE, batches, [wanted], steps=data.steps, device="cpu"))
     rule, weights = read(made[0].ae)
     return rule, {name: value.detach() for name, value in weights.items()}, spent
 

@@ -108,7 +108,10 @@ def table(rows: Rows) -> str:
         by_method = {method: list(outcomes(rows, place, method)) for method in METHODS}
         verdicts = [cells for method in WANTED for cells in judged(method, by_method[method])]
         head = ["method", "k", "best peer", "FVU over its", "wanted", "at our best rate"]
-        lines += [*grid([*head, "dead %, ours / its", "wanted", "CPU s over least", "wanted"], verdicts), ""]
+        lines += [
+            *grid([*head, "dead %, ours / its", "wanted", "CPU s over least", "wanted"], verdicts),
+            "",
+        ]
         for method, found in by_method.items():
             lines += [f"### {place}, {method}", "", *contenders(found), ""]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,6 +20,12 @@ LIMIT_S = 3600.0
 Row = dict[str, Any]
 """`l0`, `fvu`, `dead_frac`, `cpu_s`; or `error`, with what was wrong"""
 Train = Callable[[Case], Row]
+
+
+def say(text: str) -> None:
+    """Tell whoever waits at the terminal."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 class Missing(Exception):
@@ -72,7 +78,7 @@ class Bench:
     """an interpreter with the peers"""
     places: Mapping[str, Mapping[str, Any]]
     """by set, what a peer is told of it"""
-    tell: Callable[[str], None] = field(default=print)
+    tell: Callable[[str], object] = say
 
     def train(self, case: Case) -> Row:
         """A case's row, trained for if need be."""
@@ -105,7 +111,7 @@ class Bench:
             return {"error": last_words(log)}
 
     def _command(self, case: Case) -> list[str]:
-        given = case.as_json() | {"home": str(self.home)} | self.places[case.set]
+        given = case.as_json() | {"home": str(self.home)} | dict(self.places[case.set])
         if case.contender == OURS:
             return [sys.executable, "-m", "tests.benchmarks.quality_ours", json.dumps(given)]
         return [str(self.python), str(PEERS), json.dumps(given)]

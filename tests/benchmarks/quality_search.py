@@ -23,6 +23,10 @@ USUAL_SLOPE = -0.7
 """d log FVU / d log L0 where only one point is known; measured on the embedded set"""
 
 
+LEAST_L0 = 1e-3
+"""what counts as the L0 of an SAE without active latents: there is a way back from it"""
+
+
 @dataclass(frozen=True)
 class Point:
     """A training that came to an end."""
@@ -30,6 +34,11 @@ class Point:
     dial: float
     l0: float
     fvu: float
+
+    @classmethod
+    def of(cls, dial: float, row: Mapping[str, float]) -> "Point":
+        """Read a row."""
+        return cls(dial, max(row["l0"], LEAST_L0), row["fvu"])
 
 
 def best_rate(fvu: Callable[[float], float], start: float) -> float:
@@ -39,8 +48,8 @@ def best_rate(fvu: Callable[[float], float], start: float) -> float:
     that failed has an FVU of infinity.
     """
     found = {step: fvu(start * FACTOR**step) for step in (-1, 0, 1)}
+    best = min(found, key=lambda step: found[step])
     while len(found) < MOST_RATES:
-        best = min(found, key=lambda step: found[step])
         low, high = min(found), max(found)
         if low < best < high:
             break
@@ -50,6 +59,7 @@ def best_rate(fvu: Callable[[float], float], start: float) -> float:
             break
         further = low - 1 if best == low else high + 1
         found[further] = fvu(start * FACTOR**further)
+        best = min(found, key=lambda step: found[step])
     return start * FACTOR**best
 
 
@@ -73,8 +83,8 @@ def matched(points: Sequence[Point], k: float, slope: float | None = None) -> fl
 
 
 def nearest(points: Sequence[Point], k: float) -> Point:
-    """The point whose L0 is nearest to `k`."""
-    return min(points, key=lambda point: abs(math.log(point.l0 / k)))
+    """The point whose L0 is nearest to `k`, the last one of several."""
+    return min(reversed(points), key=lambda point: abs(math.log(point.l0 / k)))
 
 
 def _slope(one: Point, other: Point) -> float:
@@ -93,7 +103,9 @@ def there(points: Sequence[Point], k: float) -> bool:
     if any(abs(point.l0 / k - 1) <= CLOSE for point in points):
         return True
     low, high = _around(points, k)
-    return bool(low and high) and low.l0 >= k * (1 - NEAR) and high.l0 <= k * (1 + NEAR)
+    if low is None or high is None:
+        return False
+    return low.l0 >= k * (1 - NEAR) and high.l0 <= k * (1 + NEAR)
 
 
 def reached(
@@ -111,7 +123,7 @@ def reached(
     dial = first
     while len(points) < MOST_POINTS:
         point = train(dial)
-        if point is None or point.l0 <= 0:
+        if point is None:
             break
         points.append(point)
         dial = next_dial(points, k, power, whole)
@@ -147,7 +159,7 @@ def _power(one: Point, other: Point, usual: float) -> float:
     return power if 0.2 < power / usual < 5 else usual
 
 
-def curve_slope(curve: Mapping[float, Point], k: float) -> float | None:
+def curve_slope(curve: Mapping[int, Point], k: float) -> float | None:
     """Slope of FVU over L0 at `k`, from the curve's points at other k beside it; None without."""
     rows = sorted(curve.items())
     slopes = [

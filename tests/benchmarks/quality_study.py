@@ -63,7 +63,7 @@ class Study:
     def levels(self, rate: float | None) -> dict[int, list[Level]]:
         """By k, a level for each seed, at a learning rate or by default; Failed if one fails."""
         first = {k: self.points(rate, k, SEEDS[0]) for k in KS}
-        curve = {float(k): nearest(points, k) for k, points in first.items()}
+        curve = {k: nearest(points, k) for k, points in first.items()}
         found: dict[int, list[Level]] = {}
         for k in KS:
             slope = curve_slope(curve, k)
@@ -80,9 +80,9 @@ class Study:
 
         def train(dial: float) -> Point | None:
             row = self.row(rate, seed, dial)
-            if "error" not in row and row["l0"] > 0 and math.isfinite(row["fvu"]):
-                return Point(dial, row["l0"], row["fvu"])
-            errors.append(row.get("error", "no latent is active"))
+            if "error" not in row and math.isfinite(row["fvu"]):
+                return Point.of(dial, row)
+            errors.append(row.get("error", "it diverged"))
             return None
 
         them = self.contender

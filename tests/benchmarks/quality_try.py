@@ -71,7 +71,7 @@ def _slope(trial: Trial, train: Train, place: str, method: str, k: int) -> float
         for at in trial.ks
         if "error" not in (row := train(trial.case(place, method, at, trial.seeds[0], False)))
     }
-    return curve_slope({at: Point(at, row["l0"], row["fvu"]) for at, row in rows.items()}, k)
+    return curve_slope({at: Point.of(at, row) for at, row in rows.items()}, k)
 
 
 def _figures(
@@ -80,8 +80,7 @@ def _figures(
     if errors := [row["error"] for row in (*plain, *other) if "error" in row]:
         return [errors[0], *[""] * 7]
     before, after = (
-        fmean(matched([Point(k, row["l0"], row["fvu"])], k, slope) for row in rows)
-        for rows in (plain, other)
+        fmean(matched([Point.of(k, row)], k, slope) for row in rows) for rows in (plain, other)
     )
     both = [(fmean(r[n] for r in plain), fmean(r[n] for r in other)) for n in ("l0", "cpu_s")]
     dead = [100 * fmean(row["dead_frac"] for row in rows) for rows in (plain, other)]
