@@ -76,19 +76,19 @@ class Contender:
 
 
 PEERS = (
-    Contender("saelens", "token", 1e-3, "fixed"),
-    Contender("dictionary_learning", "token", 1e-3, "fixed"),
+    Contender("saelens", "token", 8e-3, "fixed"),
+    Contender("dictionary_learning", "token", 8e-3, "fixed"),
     Contender("sparsify", "token", 1e-2, "fixed"),
-    Contender("sparsify_adam", "token", 1e-3, "fixed"),
-    Contender("saelens", "mutual", 1e-3),
-    Contender("dictionary_learning", "mutual", 1e-3, whole=True),
-    Contender("saelens", "relu", 2e-3, "coefficient", 5.0),
-    Contender("dictionary_learning", "relu", 2e-3, "coefficient", 0.05),
-    Contender("dictionary_learning_april", "relu", 2e-3, "coefficient", 0.05),
-    Contender("saelens", "gated", 2e-3, "coefficient", 5.0),
-    Contender("dictionary_learning", "gated", 2e-3, "coefficient", 0.05),
-    Contender("saelens", "jumprelu", 2e-3, "coefficient", 1.0),
-    Contender("dictionary_learning", "jumprelu", 2e-3),
+    Contender("sparsify_adam", "token", 8e-3, "fixed"),
+    Contender("saelens", "mutual", 8e-3),
+    Contender("dictionary_learning", "mutual", 8e-3, whole=True),
+    Contender("saelens", "jumprelu", 4e-3, "coefficient", 1.0),
+    Contender("dictionary_learning", "jumprelu", 4e-3),
+    Contender("saelens", "gated", 4e-3, "coefficient", 5.0),
+    Contender("dictionary_learning", "gated", 4e-3, "coefficient", 0.05),
+    Contender("saelens", "relu", 4e-3, "coefficient", 5.0),
+    Contender("dictionary_learning", "relu", 4e-3, "coefficient", 0.05),
+    Contender("dictionary_learning_april", "relu", 4e-3, "coefficient", 0.05),
 )
 
 

@@ -1,12 +1,15 @@
 """The one ruler of `quality`: an SAE's L0, FVU and dead latents, without a batch.
 
-Needs PyTorch and nothing of ours or of a peer's: weights come in SAELens' layout for inference,
-whoever trained them.
+Needs PyTorch and safetensors and nothing of ours or of a peer's: weights come in SAELens' layout
+for inference, whoever trained them.
 """
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 BLOCK = 2048
@@ -42,6 +45,13 @@ def gated(w: Weights, x: Tensor) -> Tensor:
 RULES: dict[str, Callable[[Weights, Tensor], Tensor]] = {
     rule.__name__: rule for rule in (standard, topk, jumprelu, gated)
 }
+
+
+def exported(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The rule and weights of an SAE that SAELens saved for inference, or we for SAELens."""
+    cfg = json.loads((folder / "cfg.json").read_text())
+    weights = load_file(folder / "sae_weights.safetensors")
+    return cfg["architecture"], weights | {"k": torch.tensor(cfg.get("k", 0))}
 
 
 @torch.no_grad()

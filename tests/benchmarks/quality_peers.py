@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from engine_peers import Lookup, Numbers, without_nnsight
 from engine_worker import repeated
-from quality_measure import measured
+from quality_measure import exported, measured
 from torch import Tensor
 
 SHARES = {
@@ -78,12 +78,12 @@ def saelens(case: dict[str, Any], data: Data) -> Found:
     )
 
     dial, warmup, rate = case["dial"], data.share("sparsity_warmup"), 1 / data.share("threshold")
-    name, rule, given = {
-        "token": ("TopK", "topk", {"k": int(dial)}),
-        "mutual": ("BatchTopK", "jumprelu", {"k": dial, "topk_threshold_lr": rate}),
-        "relu": ("Standard", "standard", {"l1_coefficient": dial, "l1_warm_up_steps": warmup}),
-        "gated": ("Gated", "gated", {"l1_coefficient": dial, "l1_warm_up_steps": warmup}),
-        "jumprelu": ("JumpReLU", "jumprelu", {"l0_coefficient": dial, "l0_warm_up_steps": warmup}),
+    name, given = {
+        "token": ("TopK", {"k": int(dial)}),
+        "mutual": ("BatchTopK", {"k": dial, "topk_threshold_lr": rate}),
+        "relu": ("Standard", {"l1_coefficient": dial, "l1_warm_up_steps": warmup}),
+        "gated": ("Gated", {"l1_coefficient": dial, "l1_warm_up_steps": warmup}),
+        "jumprelu": ("JumpReLU", {"l0_coefficient": dial, "l0_warm_up_steps": warmup}),
     }[case["method"]]
     torch.manual_seed(case["seed"])
     config: Any = getattr(sae_lens, f"{name}TrainingSAEConfig")
@@ -102,9 +102,9 @@ def saelens(case: dict[str, Any], data: Data) -> Found:
         data.batches(),
     )
     spent = timed(trainer.fit)
-    weights = sae.state_dict()
-    sae.process_state_dict_for_saving_inference(weights)
-    return rule, weights | {"k": torch.tensor(dial)}, spent
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        return *exported(Path(folder)), spent
 
 
 def dictionary_learning(case: dict[str, Any], data: Data) -> Found:
