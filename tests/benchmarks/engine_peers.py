@@ -86,11 +86,16 @@ def saelens(case: dict[str, Any], gate: Gate) -> None:
     trainer.fit()
 
 
-def dictionary_learning(case: dict[str, Any], gate: Gate) -> None:
-    """`trainSAE`; nnsight, which it imports to read models, is left out."""
+def without_nnsight() -> None:
+    """Leave out what dictionary_learning imports to read models."""
     stub = types.ModuleType("nnsight")
     stub.LanguageModel = object  # pyright: ignore[reportAttributeAccessIssue]
     sys.modules["nnsight"] = stub
+
+
+def dictionary_learning(case: dict[str, Any], gate: Gate) -> None:
+    """`trainSAE`."""
+    without_nnsight()
     from dictionary_learning.trainers import batch_top_k, top_k  # pyright: ignore
     from dictionary_learning.training import trainSAE  # pyright: ignore
 
@@ -135,16 +140,27 @@ class Lookup(nn.Module):
 class Numbers(torch.utils.data.Dataset[dict[str, Tensor]]):
     """A batch's token ids per item."""
 
-    def __init__(self, case: dict[str, Any], tokens: int, gate: Gate) -> None:
-        self.batch, self.tokens, self.gate = case["batch"], tokens, gate
+    def __init__(self, batch: int, tokens: int, steps: int) -> None:
+        self.batch, self.tokens, self.steps = batch, tokens, steps
 
     def __len__(self) -> int:
-        return STEPS
+        return self.steps
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        first = index * self.batch
+        return {"input_ids": torch.arange(first, first + self.batch) % self.tokens}
+
+
+class Waiting(Numbers):
+    """Items that wait at the gate."""
+
+    def __init__(self, case: dict[str, Any], tokens: int, gate: Gate) -> None:
+        super().__init__(case["batch"], tokens, STEPS)
+        self.gate = gate
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         self.gate.step()
-        first = index * self.batch
-        return {"input_ids": torch.arange(first, first + self.batch) % self.tokens}
+        return super().__getitem__(index)
 
 
 def sparsify(case: dict[str, Any], gate: Gate) -> None:
@@ -164,7 +180,7 @@ def sparsify(case: dict[str, Any], gate: Gate) -> None:
         log_to_wandb=False,
         save_every=STEPS,
     )
-    trainer: Any = peer.Trainer(config, Numbers(case, len(acts), gate), Lookup(acts))
+    trainer: Any = peer.Trainer(config, Waiting(case, len(acts), gate), Lookup(acts))
     trainer.fit()
 
 

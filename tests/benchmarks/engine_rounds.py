@@ -44,6 +44,13 @@ class Contender:
     """calls of the gate that make a step: a pack's runs"""
 
 
+def last_words(log: Path) -> str:
+    """The last line that a process said, without paths."""
+    lines = log.read_text(errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "no message")
+    return " ".join(word for word in last.split() if os.sep not in word)
+
+
 class Worker:
     """A contender's process; in a `with` block, at whose end it is told to go."""
 
@@ -73,19 +80,14 @@ class Worker:
             self.process.stdin.write(json.dumps({"steps": count * self.contender.calls}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise Failed(self._last_words()) from None
+            raise Failed(last_words(self.log)) from None
         watch = Timer(LIMIT_S, self.process.kill)
         watch.start()
         line = self.process.stdout.readline()
         watch.cancel()
         if not line:
-            raise Failed(self._last_words())
+            raise Failed(last_words(self.log))
         return json.loads(line)
-
-    def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "no message")
-        return " ".join(word for word in last.split() if os.sep not in word)  # no paths
 
     def __enter__(self) -> "Worker":
         return self

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -71,7 +72,12 @@ class Quiet:
 
 def small_run(folder: Path, *overrides: str) -> Run:
     """The run that the small config with `overrides` describes, in a folder of its own."""
-    words = [*SMALL, *map(moved, overrides)]
+    run = run_of(folder, *SMALL, *map(moved, overrides))
+    return replace(run, overrides=list(overrides))
+
+
+def run_of(folder: Path, *words: str) -> Run:
+    """The run that the shipped config with these words describes, in a folder of its own."""
     chosen = [word for word in words if (CONF / word.lstrip("+~").partition("=")[0]).is_dir()]
     cfg = deepcopy(_composed(*chosen))
     values = OverridesParser.create().parse_overrides([w for w in words if w not in chosen])
@@ -79,7 +85,7 @@ def small_run(folder: Path, *overrides: str) -> Run:
     config = RunConfig.of(checked(cfg))
     choices: dict[str, Any] = OmegaConf.to_container(cfg.hydra.runtime.choices)  # pyright: ignore
     name = identity(config)
-    return Run(name, "small", folder / name, config, choices, list(overrides))
+    return Run(name, "small", folder / name, config, choices, list(words))
 
 
 @cache
