@@ -8,9 +8,9 @@ from statistics import median
 
 REACH = 0.05
 """Share of an end's L0 by which a line goes on beyond it."""
-MOST_CHANGE = 0.1
-"""Share of its end's FVU by which such an extension changes at most: one step of the dial that is
-short or steep says little beyond itself, and could lead below zero."""
+MOST_CHANGE = 0.5
+"""Share of its end's FVU by which such an extension changes at most: a steep one would lead below
+zero."""
 
 
 @dataclass(frozen=True)
