@@ -227,7 +227,7 @@ def value_of(members: list[Place], l0: float, places: list[Place]) -> tuple[floa
         seeds = n[0]
     else:
         slope, seeds = (y[end] - y[beside]) / np.log(x[end] / x[beside]), min(n[end], n[beside])
-    return y[end] * float(np.clip(1 + slope * np.log(l0 / x[end]) / y[end], 0.9, 1.1)), seeds
+    return y[end] * float(np.clip(1 + slope * np.log(l0 / x[end]) / y[end], 0.5, 1.5)), seeds
 
 
 def corners(members: list[Place]) -> tuple[list[float], list[float], list[int]]:
