@@ -67,21 +67,21 @@ class Counting(Bench):
         return self.law(case)
 
 
+def peer(name: str, method: str) -> Contender:
+    """One of the peers."""
+    (found,) = [one for one in PEERS if (one.name, one.method) == (name, method)]
+    return found
+
+
 def law(case: Case) -> Row:
     """Ours has 0.9 of a peer's FVU, by default 1.8; the lowest at a learning rate of 4e-3."""
     l0 = case.dial
-    if case.method in ("relu", "gated", "jumprelu") and case.contender != OURS:
+    if case.contender != OURS and peer(case.contender, case.method).dial == "coefficient":
         l0 = 20 / case.dial
     rate = 1.0 if case.lr is None else abs(math.log(case.lr / 4e-3)) / 10
     fvu = (0.9 if case.contender == OURS else 1.0) * (1 + rate) / l0 + 1e-5 * case.seed
     seconds = 5.0 if case.contender == OURS else 50.0
     return {"l0": l0, "fvu": fvu, "dead_frac": 0.004, "cpu_s": seconds}
-
-
-def peer(name: str, method: str) -> Contender:
-    """One of the peers."""
-    (found,) = [one for one in PEERS if (one.name, one.method) == (name, method)]
-    return found
 
 
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
@@ -173,6 +173,23 @@ def test_what_failed_is_told(tmp_path: Path) -> None:
     assert quality_report.best_peer(rows, "embedded", "mutual")[8] == pytest.approx(1 / 8, rel=0.1)
     with pytest.raises(Failed, match="luck"):
         Study("embedded", peer("saelens", "mutual"), rows.row).best_rate()
+
+
+def test_what_cannot_be_compared_is_not(tmp_path: Path) -> None:
+    """A peer whose L0 does not come near k at 8, however low its FVU; and one that never does."""
+
+    def stuck(case: Case) -> Row:
+        least = {"dictionary_learning": 20.0, "saelens": 100.0}.get(case.contender, 0.0)
+        row = law(case)
+        return row | {"l0": max(row["l0"], least)}
+
+    rows = measured_by_law(tmp_path / "rows.json", stuck)
+    text = quality_report.table(rows)
+    assert quality_report.best_peer(rows, "embedded", "jumprelu").keys() == {32, 64}
+    assert [line[1] for line in cells(text, "jumprelu")] == ["32", "64"]
+    assert text.count("failed: L0 32 was not reached, but 100") == 5
+    section = text.partition("### embedded, jumprelu")[2]
+    assert cells(section, "dictionary_learning")[0][2].startswith("~")
 
 
 def test_a_trial_is_compared_at_equal_l0(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ To see what options would do, before they are defaults:
         [--methods token mutual] [--k 32] [--seeds 0 1] [--sets embedded] [--jobs 2] [--anew]
 
 trains ours with these words of the command line, and by default where results lack that row, and
-prints both at equal L0, beside the best peer's. Rows of trials lie in the folder `--home`; `--anew`
-forgets them, as is needed when code has changed.
+prints both at equal L0, beside the best peer's where all of that one's rows are there. Rows of
+trials lie in the folder `--home`; `--anew` forgets them, as is needed when code has changed. Rows
+by default that results have are taken as they are, whatever code they were made with.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=[OURS, "peers"], help="leave out the others")
-    parser.add_argument("--anew", action="store_true", help="forget rows of ours first")
+    parser.add_argument("--anew", action="store_true", help="forget rows of ours or trials first")
     parser.add_argument("--report", action="store_true", help="only write the table")
     parser.add_argument(
         "--sets", nargs="+", choices=quality_sets.SETS, default=[*quality_sets.SETS]
@@ -63,13 +64,13 @@ def studies(given: argparse.Namespace, train: Train) -> Iterator[Study]:
 
 
 def carried_out(study: Study) -> None:
-    """Train all that a study asks for; one that fails leaves a row that says why."""
-    try:
-        if study.contender.name == OURS:
-            study.levels(None)
-        study.levels(study.best_rate())
-    except Failed as error:
-        say(f"{study.set}/{study.contender.name}/{study.contender.method}: {error}")
+    """Train all that a study asks for; what fails leaves a row that says why."""
+    them = study.contender
+    for default in [True, False] if them.name == OURS else [False]:
+        try:
+            study.levels(None if default else study.best_rate())
+        except Failed as error:
+            say(f"{study.set}/{them.name}/{them.method}: {error}")
 
 
 def tried(given: argparse.Namespace, rows: Rows, bench: Bench) -> None:
@@ -114,7 +115,8 @@ def main() -> None:
             tried(given, rows, bench)
             return
         if given.anew:
-            rows.forget(lambda key: f"/{OURS}/" in key)
+            unwanted = {f"{s}/{OURS}/{m}" for s in given.sets for m in given.methods}
+            rows.forget(lambda key: key.partition(" ")[0] in unwanted)
         with ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(carried_out, studies(given, bench.train)))
     (RESULTS / "quality.md").write_text(quality_report.table(rows))

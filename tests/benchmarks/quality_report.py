@@ -30,7 +30,7 @@ recipes have them, see `quality_peers.py`.
 - **FVU at L0 {", ".join(map(str, KS))}**: sum |x - recon|² / sum |x - mean|², mean of {len(SEEDS)}
   seeds ± their standard deviation. Where a contender's L0 is not what is asked for, a power law
   between trainings on both sides of it, each within 15 %, or the slope of its own curve from one
-  within 2 %.
+  within 2 %. ~ marks what is continued from further away: it is compared with nobody.
 - **learning rate**: of the lowest FVU at L0 32 with one seed, on a grid of factor 2 that was
   continued until the best was not at its edge or the last step was worth less than 0.3 %; the same
   rule for ours. *default*: ours as it comes, the row that is compared below.
@@ -62,6 +62,15 @@ class Outcome:
         """Over seeds."""
         return fmean(level.row[figure] for level in self.levels[k])
 
+    def there(self, k: int) -> bool:
+        """Whether the FVU at L0 k can be compared."""
+        return k in self.levels and all(level.there for level in self.levels[k])
+
+    def told(self, k: int) -> str:
+        """The FVU at L0 k and its spread."""
+        fvus = [level.fvu for level in self.levels[k]]
+        return f"{'' if self.there(k) else '~'}{fmean(fvus):.4f} ± {stdev(fvus):.4f}"
+
     def fvu(self, k: int) -> float:
         """At L0 k, over seeds."""
         return fmean(level.fvu for level in self.levels[k])
@@ -91,12 +100,13 @@ def _outcome(study: Study, default: bool) -> Outcome:
 
 def best_peer(rows: Rows, place: str, method: str) -> dict[int, float]:
     """By k, the lowest FVU of a peer that is measured."""
-    peers = [one for one in outcomes(rows, place, method) if _is_peer(one)]
-    return {k: min(peer.fvu(k) for peer in peers) for k in KS if peers}
+    found = list(outcomes(rows, place, method))
+    peers = {k: _peers(found, k) for k in KS}
+    return {k: min(peer.fvu(k) for peer in several) for k, several in peers.items() if several}
 
 
-def _is_peer(outcome: Outcome) -> bool:
-    return outcome.contender.name != OURS and bool(outcome.levels)
+def _peers(found: Sequence[Outcome], k: int) -> list[Outcome]:
+    return [one for one in found if one.contender.name != OURS and one.there(k)]
 
 
 def table(rows: Rows) -> str:
@@ -125,11 +135,10 @@ def contenders(found: Sequence[Outcome]) -> list[str]:
         if one.trouble:
             cells.append([one.name, one.trouble, *[""] * (len(KS) + 3)])
             continue
-        fvus = [[level.fvu for level in one.levels[k]] for k in KS]
         cells.append(
             [
                 *(one.name, rate),
-                *(f"{fmean(own):.4f} ± {stdev(own):.4f}" for own in fvus),
+                *(one.told(k) for k in KS),
                 " / ".join(f"{100 * one.mean('dead_frac', k):.1f}" for k in KS),
                 " / ".join(f"{one.mean('l0', k):.1f}" for k in KS),
                 f"{fmean(one.mean('cpu_s', k) for k in KS):.0f}",
@@ -142,10 +151,10 @@ def contenders(found: Sequence[Outcome]) -> list[str]:
 def judged(method: str, found: Sequence[Outcome]) -> Iterator[list[str]]:
     """A row per k: ours by default against the best peer, and what is wanted of it."""
     default, best = [one for one in found if one.contender.name == OURS]
-    peers = [one for one in found if _is_peer(one)]
-    if not default.levels or not peers:
-        return
     for k in KS:
+        peers = _peers(found, k)
+        if not peers or not default.there(k):
+            continue
         peer = min(peers, key=lambda one: one.fvu(k))
         ratio = default.fvu(k) / peer.fvu(k)
         dead, its = default.mean("dead_frac", k), peer.mean("dead_frac", k)
@@ -153,7 +162,7 @@ def judged(method: str, found: Sequence[Outcome]) -> Iterator[list[str]]:
         yield [
             *(method, f"{k}", peer.name),
             *(f"{ratio:.3f}", verdict(ratio, WANTED[method], at_least=False)),
-            f"{best.fvu(k) / peer.fvu(k):.3f}" if best.levels else "",
+            f"{best.fvu(k) / peer.fvu(k):.3f}" if best.there(k) else "",
             f"{100 * dead:.1f} / {100 * its:.1f}",
             verdict(100 * dead, round(100 * max(its, DEAD), 2), at_least=False),
             *(f"{seconds:.2f}", verdict(seconds, 1.0, at_least=False)),

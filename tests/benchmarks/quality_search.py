@@ -148,7 +148,7 @@ def next_dial(
             beyond = 1 + NEAR / 4 if best.l0 < k else 1 - NEAR / 4
     step = math.log(k * beyond / best.l0) / power
     dial = best.dial * math.exp(max(-2.0, min(2.0, step)))
-    return float(round(dial)) if whole else float(f"{dial:.3g}")
+    return max(1.0, float(round(dial))) if whole else float(f"{dial:.3g}")
 
 
 def _power(one: Point, other: Point, usual: float) -> float:

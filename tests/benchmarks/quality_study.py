@@ -17,6 +17,7 @@ from tests.benchmarks.quality_search import (
     nearest,
     next_dial,
     reached,
+    there,
 )
 
 
@@ -32,6 +33,8 @@ class Level:
     """at L0 = k"""
     row: Row
     """of the training whose L0 is nearest to k"""
+    there: bool
+    """whether `fvu` rests on trainings close enough to k"""
 
 
 @dataclass
@@ -50,7 +53,11 @@ class Study:
 
         def fvu(rate: float) -> float:
             try:
-                return matched(self.points(rate, SWEPT_K, SEEDS[0]), SWEPT_K)
+                points = self.points(rate, SWEPT_K, SEEDS[0])
+                if not there(points, SWEPT_K):
+                    closest = nearest(points, SWEPT_K).l0
+                    raise Failed(f"L0 {SWEPT_K} was not reached, but {closest:.3g}")
+                return matched(points, SWEPT_K)
             except Failed as error:
                 errors.append(error)
                 return math.inf
@@ -69,7 +76,11 @@ class Study:
             slope = curve_slope(curve, k)
             points = [first[k], *(self.points(rate, k, seed) for seed in SEEDS[1:])]
             found[k] = [
-                Level(matched(own, k, slope), self.row(rate, seed, nearest(own, k).dial))
+                Level(
+                    matched(own, k, slope),
+                    self.row(rate, seed, nearest(own, k).dial),
+                    there(own, k),
+                )
                 for seed, own in zip(SEEDS, points, strict=True)
             ]
         return found
