@@ -132,7 +132,7 @@ def results(home: Path) -> list[tuple[Path, dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def x(stream: Stream) -> Tensor:
     """The held-out activations that the runs were measured on, in the model's own units."""
-    return stream.held_out / stream.scale
+    return stream.unscaled(stream.held_out)
 
 
 @pytest.fixture(scope="module")
