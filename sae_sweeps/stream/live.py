@@ -134,7 +134,8 @@ class Stream:
     def contexts(self, start: int, tokens: int) -> tuple[Float[Tensor, "batch d_in"], Divergence]:
         """Whole token rows from training token `start` on, in order, and their divergence.
 
-        As many rows as `tokens` tokens fill, one at least; `batch` is their number of tokens.
+        As many rows as `tokens` used tokens fill, one at least: calls that follow one another give
+        every row once. `batch` is the rows' number of used tokens, about `tokens`.
         """
         first, last = (self.order.row_of("train", token) for token in (start, start + tokens))
         rows = self.order.rows("train", first, max(first + 1, last))

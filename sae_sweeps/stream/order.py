@@ -94,7 +94,7 @@ class Order:
         counts = self.positions.counts[split]
         assert counts is not None
         permuted = counts[self._epoch(split, epoch).numpy()]
-        starts = permuted.cumsum() - permuted
+        starts = permuted.cumsum(dtype=np.int64) - permuted
         self._kept = {key: own for key, own in self._kept.items() if key[0] != split}
         self._kept[split, epoch] = starts
         return starts

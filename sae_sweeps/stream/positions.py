@@ -4,7 +4,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt
 from torch import Tensor
 
 from sae_sweeps.config.options import StreamOptions
@@ -36,12 +36,15 @@ class Positions:
         used = (torch.arange(width) >= self.given.skip_first).expand(len(rows), width)
         return used if self.given.special_tokens else used & ~self.target.special(split, rows)
 
-    def _counts(self, split: Split) -> Int[np.ndarray, " rows"] | None:
+    def _counts(self, split: Split) -> UInt[np.ndarray, " rows"] | None:
         if self.given.special_tokens and not self.given.skip_first:
             return None
         count, width = self.target.row_count(split), self.target.tokens_per_row
-        parts = torch.arange(count).split(ROWS_AT_ONCE)
-        counts = torch.cat([self.used(split, rows).sum(1) for rows in parts]).numpy()
+        # A file of activations may have a hundred million rows, of a token each.
+        counts = np.empty(count, np.min_scalar_type(width))
+        for start in range(0, count, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, count)
+            counts[start:stop] = self.used(split, torch.arange(start, stop)).sum(1).numpy()
         if not counts.any():
             raise ConfigError(
                 f"stream.skip_first is {self.given.skip_first}: of {count} {split} rows of {width} "

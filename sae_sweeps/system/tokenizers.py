@@ -14,7 +14,11 @@ def first_token(tokenizer: Any) -> int:
 
 
 def special_ids(tokenizer: Any) -> list[int]:
-    """Ids that stand for no text; the one for what cannot be spelt, if it is no other's, does."""
+    """Ids that stand for no text: BOS, EOS, padding and what else is special.
+
+    UNK is not among them, unless it also serves as one of these: it stands for text that the
+    tokenizer cannot spell.
+    """
     names = ("bos", "eos", "pad", "sep", "cls", "mask")
     named = {getattr(tokenizer, f"{name}_token_id") for name in names}
     others = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
